@@ -202,7 +202,19 @@ impl Client {
     /// [`ClientError`]: a cursor that is not the caller's, or the server is away.
     pub async fn page(&self, filter: &ResultsFilter) -> Result<ResultsPage, ClientError> {
         let within = self.patience.limit().saturating_add(filter.wait.min(WAIT_MAX));
-        self.repeat(within, || self.transport.page(filter)).await
+        if !filter.is_from_now() || filter.wait.is_zero() {
+            return self.repeat(within, || self.transport.page(filter)).await;
+        }
+        // The end is asked for without a wait: one that is lost would be asked for again from another end.
+        let asked = Instant::now();
+        let at_once = ResultsFilter { wait: Duration::ZERO, ..filter.clone() };
+        let end = self.repeat(within, || self.transport.page(&at_once)).await?;
+        if !end.entries.is_empty() {
+            return Ok(end);
+        }
+        let left = |of: Duration| of.saturating_sub(asked.elapsed());
+        let behind = ResultsFilter { after: Some(end.next), wait: left(filter.wait), ..filter.clone() };
+        self.repeat(left(within), || self.transport.page(&behind)).await
     }
 
     /// The job that was submitted to `queue` under `key`. Over HTTP only.

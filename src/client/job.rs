@@ -107,6 +107,11 @@ impl ResultsFilter {
     pub fn after(after: Option<String>) -> Self {
         Self { after, ..Self::default() }
     }
+
+    /// Whether it begins at the end of the results, which moves.
+    pub(super) fn is_from_now(&self) -> bool {
+        self.after.as_deref() == Some("now")
+    }
 }
 
 impl Default for ResultsFilter {

@@ -49,6 +49,8 @@ pub struct Results {
     fetching: Option<Fetching>,
     ready: VecDeque<ResultEntry>,
     committed: Option<String>,
+    /// Where it began; a place may not be known yet.
+    from: Option<String>,
     /// Told with the next result.
     reset: Option<Reset>,
     /// Whether a result was given, or a place was committed: from then on the beginning is known.
@@ -72,7 +74,8 @@ impl Client {
     /// stream is polled.
     #[must_use]
     pub fn results(&self, filter: ResultsFilter) -> Results {
-        let committed = filter.after.clone().filter(|after| after != "now");
+        let from = filter.after.clone();
+        let committed = from.clone().filter(|_| !filter.is_from_now());
         let filter = ResultsFilter { limit: ResultsFilter::default().limit, ..filter };
         let (place, ready) = (Place::default(), VecDeque::new());
         Results {
@@ -82,6 +85,7 @@ impl Client {
             fetching: None,
             ready,
             committed,
+            from,
             reset: None,
             is_begun: false,
             asked: Instant::now(),
@@ -111,7 +115,7 @@ impl Results {
         self.place = Place::default();
         // Relay tells it again: nothing behind it is committed.
         self.reset = None;
-        self.filter.after = self.committed.clone();
+        self.filter.after = self.committed.clone().or_else(|| self.from.clone());
     }
 
     fn fetch(&mut self) -> Fetching {

@@ -147,7 +147,9 @@ impl Transport {
 
 /// A page of results with their payloads, of which it ends behind the one that makes them many bytes.
 async fn page_with_payloads(http: &Http, filter: &ResultsFilter) -> Result<Batch, ClientError> {
-    let ResultsPage { reset, entries, next } = http.page(&ResultsFilter { wait: WAIT_MAX, ..filter.clone() }).await?;
+    // The end is asked for without a wait: one that is lost is asked for again from another end.
+    let wait = if filter.is_from_now() { Duration::ZERO } else { WAIT_MAX };
+    let ResultsPage { reset, entries, next } = http.page(&ResultsFilter { wait, ..filter.clone() }).await?;
     let (mut batch, mut bytes) = (Batch { entries: Vec::with_capacity(entries.len()), next: Some(next), reset }, 0);
     for mut view in entries {
         let payload = match (view.payload_base64.take(), view.link.take()) {

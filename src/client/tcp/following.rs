@@ -68,9 +68,12 @@ impl Tcp {
             following.followed.credit(taken);
         }
         let mut batch = Batch { entries: Vec::new(), next: None, reset: None };
+        let is_at_end = filter.is_from_now();
         let mut next = time::timeout(WAIT_MAX, following.followed.next()).await.ok();
         while let Some(answer) = next.take() {
             match following.take(answer, &mut batch) {
+                // The place of the end is kept before anything behind it is given.
+                Ok(true) if is_at_end && batch.next.is_some() => break,
                 Ok(true) => next = following.followed.here(),
                 // The next batch is asked for on another connection.
                 Ok(false) => return Ok(batch),

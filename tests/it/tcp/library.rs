@@ -347,3 +347,90 @@ async fn a_follow_request_counts_among_those_that_the_server_grants() {
     assert!(a.unwrap().is_some() && b.unwrap().is_some());
     assert_eq!(results.next().await.unwrap().unwrap().view.job_id, ids[0]);
 }
+
+/// A server whose log ends at `s.5`, and to which another result comes while somebody waits behind its end: that answer is lost.
+async fn answers_lost_at_the_end(listener: TcpListener) {
+    let entry = serde_json::json!({
+        "job_id": "018f6f6e-0000-7000-8000-000000000000", "run_id": "018f6f6e-0000-7000-8000-000000000001", "generation": 1,
+        "queue": "mail", "key": null, "meta": {}, "outcome": "succeeded", "attempt": 1, "content_type": "text/plain", "size": 1,
+        "accepted_at": "2026-01-01T00:00:00.000Z", "started_at": null, "finished_at": "2026-01-01T00:00:00.000Z",
+        "failure": null, "payload_base64": "eA==", "cursor": "s.6",
+    });
+    let mut has_lost = false;
+    loop {
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(peer.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let page = match (head.contains("after=now"), head.contains("wait=")) {
+            (true, false) => serde_json::json!({"reset": null, "entries": [], "next": "s.5"}),
+            // The result that it waited for is behind `now` from here on.
+            (_, true) if !std::mem::replace(&mut has_lost, true) => continue,
+            (true, true) => serde_json::json!({"reset": null, "entries": [], "next": "s.6"}),
+            (false, _) if head.contains("after=s.5") => {
+                serde_json::json!({"reset": null, "entries": [entry], "next": "s.6"})
+            }
+            other => panic!("{other:?}: {head}"),
+        };
+        let page = page.to_string();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{page}",
+            page.len()
+        );
+        peer.write_all(head.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_begins_at_the_end_misses_nothing_when_its_first_wait_is_lost() {
+    let from_now = || ResultsFilter { wait: Duration::from_secs(20), ..ResultsFilter::after(Some("now".to_owned())) };
+    for streams in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let patience =
+            Patience { base: Duration::from_millis(5), give_up_after: Duration::from_secs(20), ..Patience::default() };
+        let client = Client::new(&address, None).unwrap().patient(patience);
+        let reads = async {
+            if streams {
+                let mut results = client.results(from_now());
+                let entry = results.next().await.unwrap().unwrap();
+                assert_eq!(results.committed(), Some("s.5"), "the place that it began at");
+                entry.view.cursor
+            } else {
+                let page = client.page(&from_now()).await.unwrap();
+                page.entries.first().map_or_else(|| "nothing".to_owned(), |entry| entry.cursor.clone())
+            }
+        };
+        tokio::select! {
+            first = reads => assert_eq!(first, "s.6"),
+            () = answers_lost_at_the_end(listener) => {}
+            () = tokio::time::sleep(LONG) => panic!("the result was lost"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_begins_at_the_end_never_goes_back_to_results_before_it() {
+    let (relay, door) = Door::start().await;
+    let clients = both(&relay, &door);
+    clients[0].submit(&mail("before")).await.unwrap();
+    relay.work("text/plain", "before").await;
+    for client in clients {
+        let mut results = client.results(ResultsFilter::after(Some("now".to_owned())));
+        // It is not known yet where that is.
+        results.rewind();
+        assert!(futures_util::poll!(results.next()).is_pending());
+        while results.committed().is_none() {
+            assert!(futures_util::poll!(results.next()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        client.submit(&mail("after")).await.unwrap();
+        relay.work("text/plain", "after").await;
+        for _ in 0..2 {
+            assert_eq!(results.next().await.unwrap().unwrap().payload, Payload::Here("after".into()));
+            results.rewind();
+        }
+    }
+}
