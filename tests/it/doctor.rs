@@ -97,6 +97,18 @@ fn on_a_healthy_relay_every_step_passes_and_a_job_is_done() {
 }
 
 #[test]
+fn a_healthy_relay_passes_over_relays_own_protocol_too() {
+    let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--tcp", "127.0.0.1:0", "--json"];
+    let server = Running::start(serve.iter().chain(&["--queue", "mail"]));
+    let address = format!("relay://{}", server.ready["listening"]["tcp"].as_str().unwrap());
+    let (exit, steps, line) = examined(&address, &[]);
+    assert_eq!((exit, &line["healthy"]), (0, &Value::Bool(true)), "{line}");
+    assert!(steps["round-trip"].1.contains("20 times there and back"), "{line}");
+    assert!(steps["packets"].1.contains("a step of addresses for HTTP"), "{line}");
+    server.stop();
+}
+
+#[test]
 fn a_name_that_nobody_knows_fails_first_and_nothing_else_is_tried() {
     let (exit, steps, line) = examined("http://relay.invalid", &[]);
     let (step, detail) = failed(&steps, &line);

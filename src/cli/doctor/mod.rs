@@ -44,8 +44,8 @@ and clocks are as they should be, in this order. Nothing is kept at relay unless
   tcp         each address takes a connection
   tls         who signed the server's certificate, its names, how long it is good (https and relays)
   caller      relay lets this caller in; the VPC endpoint it sees; how far clocks are apart
-  packets     a body of 16 KiB goes there and back, so large packets do
-  round-trip  20 small bodies there and back
+  packets     a body of 16 KiB goes there and back, so large packets do (http and https)
+  round-trip  20 small bodies there and back; over TCP (relay and relays) 20 questions who the caller is
   payload     the largest payload of each queue
   job         with --queue: a job is submitted, done by a worker, and its result comes back
   nats        with --nats: relay answers this client over NATS too
