@@ -38,8 +38,8 @@ pub(super) async fn frame<R: AsyncRead + Unpin>(
     let invalid = |detail: String| Refused::Told(WireError::new(Kind::Invalid, detail));
     match time::timeout_at(until, from.next()).await {
         Err(_) => {
-            let detail = format!("no hello came in time; the {role} speaks first");
-            Err(Refused::Told(WireError::new(Kind::Invalid, detail).with_slug("request-timeout")))
+            let detail = format!("no hello came in time; the {role} speaks first: connect again");
+            Err(Refused::Told(WireError::new(Kind::Unavailable, detail).with_slug("request-timeout")))
         }
         Ok(Err(ReadError::Frame(FrameError::TooLong { length, .. }))) if length >> 16 == TLS_RECORD => {
             arrivals.is_encrypted(presented.address.unwrap_or(IpAddr::from([0; 4])));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 use relay::ingress::tcp::client::ClientLimits;
 use relay_bridge::contract::wire::client::{Entry, FromClient, Hello, Request, Submit, ToClient};
+use relay_bridge::contract::wire::error::Retry;
 use relay_bridge::contract::wire::{CLIENT_HELLO_FRAME_MAX, FRAME_MAX, FRAME_MAX_LEAST};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -86,7 +87,8 @@ async fn a_hello_that_is_cut_anywhere_or_never_comes_costs_a_place_for_a_while_a
         }
     }
     let mut silent = Wire::connect(door.address).await;
-    assert_eq!(&*silent.ended().await.slug, "request-timeout");
+    let late = silent.ended().await;
+    assert_eq!((&*late.kind, &*late.slug, late.retry), ("unavailable", "request-timeout", Retry::Safe));
     let crowd: Vec<_> = futures_util::future::join_all((0..100).map(|_| TcpStream::connect(door.address))).await;
     let mut client = door.client().await;
     client.submit(1, mail("x")).await;
@@ -236,6 +238,7 @@ async fn a_large_frame_that_does_not_come_gives_its_bytes_back() {
         (&*error.slug, error.detail.split(';').next().unwrap()),
         ("request-timeout", "the frame did not arrive within 0 s")
     );
+    assert_eq!((&*error.kind, error.retry), ("unavailable", Retry::Safe), "nothing was done");
     let budgets = relay.ingress.budgets();
     let (_, bodies) = budgets.iter().find(|(name, _)| *name == "body_bytes").unwrap();
     assert_eq!(bodies.taken(), 0);

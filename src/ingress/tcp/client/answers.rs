@@ -97,6 +97,7 @@ pub(super) fn problem(id: u64, problem: Problem) -> ToClient {
 pub(super) fn error(problem: &Problem) -> WireError {
     let kind = match problem.status {
         401 | 403 => Kind::Unauthorized,
+        408 => Kind::Unavailable,
         429 | 503 => {
             Kind::Overloaded { retry_after: problem.retry_after.map_or_else(Default::default, |after| after.0) }
         }
