@@ -144,8 +144,11 @@ impl Script {
         step.leaves |= state.leave.contains(&at);
         let answer = self.answer(&step, &asked, &mut state.accepted);
         state.asked.push(asked);
-        self.seen.send_modify(|seen| seen.unanswered += 1);
-        state.unanswered_most = state.unanswered_most.max(self.seen.borrow().unanswered);
+        // In one step: an answer that was held for this one may leave at once.
+        self.seen.send_modify(|seen| {
+            seen.unanswered += 1;
+            state.unanswered_most = state.unanswered_most.max(seen.unanswered);
+        });
         (step, answer)
     }
 
