@@ -137,9 +137,10 @@ async fn a_message_that_nobody_could_answer_ends_the_connection() {
         (frame(&json!({"type": "submit_many", "entries": [{"queue": "mail"}]})), "`id`"),
         // Under the id of a request that is not answered yet.
         (frame(&wait), "field `job`"),
-        (frame(&json!({"type": "whoami", "id": 2})), "same id"),
-        (frame(&json!({"type": "submit_many", "entries": [{"id": 2, "queue": "mail"}]})), "same id"),
-        (frame(&json!({"type": "submit_many", "entries": [{"id": 2}]})), "same id"),
+        (frame(&json!({"type": "whoami", "id": 2})), "request 2 is unanswered"),
+        (frame(&json!({"type": "submit_many", "entries": [{"id": 2, "queue": "mail"}]})), "request 2 is unanswered"),
+        (frame(&json!({"type": "submit_many", "entries": [{"id": 2}]})), "request 2 is unanswered"),
+        (frame(&json!({"type": "submit_many", "entries": vec![json!({}); 1_025]})), "has 1025 items, and at most 1024"),
     ] {
         let mut client = door.client().await;
         let job = client.submit(1, mail("x")).await.job;

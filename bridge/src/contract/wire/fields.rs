@@ -272,7 +272,7 @@ impl<'a> Fields<'a> {
         let mut from = Reader::new(value);
         let count = from.array_len().map_err(|error| Problem::new(name, error))?;
         if usize::try_from(count).unwrap_or(usize::MAX) > max {
-            return Err(Problem::of(name, "has too many items"));
+            return Err(Problem::of(name, &format!("has {count} items, and at most {max} may come")));
         }
         (0..count).map(|_| read(&mut from)).collect()
     }

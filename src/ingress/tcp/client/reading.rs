@@ -261,7 +261,7 @@ impl Reading<'_> {
             (_, Err(refusal)) => refusal,
         };
         if self.desk.session.open.has(id) {
-            return Some(same_id());
+            return Some(same_id(id));
         }
         self.refuse(id, refusal).await
     }
@@ -281,7 +281,7 @@ impl Reading<'_> {
         };
         match session.open.begin(id, asking, session.requests_max) {
             Ok(()) => {}
-            Err(Untaken::SameId) => return Some(same_id()),
+            Err(Untaken::SameId) => return Some(same_id(id)),
             Err(Untaken::TooMany) => return self.refuse(id, too_many(session.requests_max)).await,
         }
         // Before the task, so that a message that follows at once finds what it is about.
@@ -323,8 +323,11 @@ fn refused(refusal: &Refusal) -> End {
     End::refused(answers::error(&refusal.0))
 }
 
-fn same_id() -> End {
-    End::malformed("an unanswered request has the same id")
+fn same_id(id: u64) -> End {
+    let detail = format!(
+        "request {id} is unanswered, and another one came under its id: give it one that is free, and connect again"
+    );
+    End::malformed(detail)
 }
 
 fn too_many(max: usize) -> Refusal {
