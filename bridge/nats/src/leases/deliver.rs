@@ -42,6 +42,9 @@ pub(crate) struct Asked {
     pub(crate) policy: Arc<QueuePolicy>,
 }
 
+/// The server's header on a message that it sends without what is in it.
+const SIZE: &str = "Nats-Msg-Size";
+
 /// A message that was pulled, with the facts that its subject for answers holds.
 pub(crate) struct Pulled {
     record: Record,
@@ -108,6 +111,15 @@ impl Deliveries {
         if order == Order::BeginsAnew {
             self.lines.begins_anew(line, &pulled.lane).await;
         }
+        let pulled = match self.whole(pulled).await {
+            Ok(Some(pulled)) => pulled,
+            // A later record, or none, has taken its place.
+            Ok(None) => return None,
+            Err(failure) => {
+                tracing::warn!(queue = %line.queue, error = %failure, "a job came without what is in it, and could not be read");
+                return None;
+            }
+        };
         match self.examine(line, &pulled, order == Order::Unclear).await {
             Ok(Some(job)) => {
                 line.served(&pulled.lane);
@@ -127,6 +139,21 @@ impl Deliveries {
                 None
             }
         }
+    }
+
+    /// The message with what is in it. A consumer that somebody changed sends headers alone, until a round has changed it
+    /// back: the record is read then, and never written as it came.
+    async fn whole(&self, pulled: Pulled) -> Result<Option<Pulled>, BrokerError> {
+        if pulled.record.headers.get(SIZE).is_none() {
+            return Ok(Some(pulled));
+        }
+        let Pulled { record: Record { address, seq, .. }, .. } = &pulled;
+        let found = self.records.record_at(address, "lease").await?;
+        let Some(record) = found.filter(|record| record.seq == *seq) else {
+            self.api.delete(&address.stream(), *seq, "lease").await?;
+            return Ok(None);
+        };
+        Ok(Some(Pulled { record, ..pulled }))
     }
 
     /// The job, if it is to be given out; else its delivery is settled here.

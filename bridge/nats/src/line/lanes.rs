@@ -94,6 +94,37 @@ struct ConsumerConfig {
     ack_wait: u64,
     #[serde(default)]
     max_ack_pending: i64,
+    /// The rest is not set by relay. Somebody else may have set it.
+    #[serde(default)]
+    headers_only: bool,
+    #[serde(default)]
+    max_deliver: i64,
+    #[serde(default)]
+    max_batch: i64,
+    #[serde(default)]
+    max_bytes: i64,
+    #[serde(default)]
+    max_expires: i64,
+    #[serde(default)]
+    backoff: Option<Vec<i64>>,
+}
+
+impl ConsumerConfig {
+    /// The setting with which jobs would not come, or not come again, or come without what is in them.
+    fn harmful(&self) -> Option<&'static str> {
+        let bounds = [
+            ("max_deliver", self.max_deliver),
+            ("max_batch", self.max_batch),
+            ("max_bytes", self.max_bytes),
+            ("max_expires", self.max_expires),
+        ];
+        let bound = bounds.into_iter().find_map(|(name, bound)| (bound > 0).then_some(name));
+        let others = [
+            ("headers_only", self.headers_only),
+            ("backoff", self.backoff.as_ref().is_some_and(|waits| !waits.is_empty())),
+        ];
+        bound.or_else(|| others.into_iter().find_map(|(name, is_set)| is_set.then_some(name)))
+    }
 }
 
 impl ConsumerInfo {
@@ -337,7 +368,11 @@ impl Lanes {
             let wanted = Made::by(policy, &lane);
             let wanted = Made { lease: self.consumers.lease_now(queue, &lane, info, wanted.lease), ..wanted };
             self.consumers.remember(queue, &lane, info.made());
-            if info.made() != wanted {
+            let harmful = info.config.harmful();
+            if let Some(setting) = harmful {
+                tracing::warn!(%queue, consumer = %lane, setting, "somebody changed a consumer so that jobs would not come as they are: changed back");
+            }
+            if info.made() != wanted || harmful.is_some() {
                 match self.make_as(queue, &lane, wanted).await {
                     // It keeps its old settings, and must not stop the other lanes.
                     Err(error) if error.kind() == BrokerErrorKind::Invalid => {

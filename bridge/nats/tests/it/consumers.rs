@@ -237,3 +237,25 @@ async fn a_message_that_is_no_job_leaves_the_line_and_takes_no_place_of_its_clie
     assert_eq!(log.count(Level::WARN, "no job's record"), STRAYS, "one line each: {log:?}");
     assert_eq!(log.count(Level::WARN, ""), STRAYS, "and no other: {log:?}");
 }
+
+#[tokio::test]
+async fn a_consumer_that_somebody_changed_loses_no_job_and_is_changed_back() {
+    let server = NatsServer::start().await;
+    let (first, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
+    let policy = QueuePolicy { lease: Duration::from_secs(1), ..QueuePolicy::default() };
+    first.policies.put_policy(&queue, &policy, None).await.unwrap();
+    let submitted = job(&queue);
+    first.jobs.enqueue(submitted.clone()).await.unwrap();
+    let (jetstream, config) = consumer(&server, &queue).await;
+    let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
+    let changed = pull::Config { headers_only: true, max_deliver: 1, max_batch: 1, ..config };
+    stream.create_consumer(changed).await.unwrap();
+    let held = first.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
+    assert_eq!((held.job.payload, held.attempt), (submitted.payload.clone(), 1));
+    // Its worker is gone: it comes again when the lease is over.
+    let second = open(&server).await.broker();
+    let again = second.leasing.lease(&request(&queue, 1)).await.unwrap().remove(0);
+    assert_eq!((again.job.payload, again.attempt), (submitted.payload, 2));
+    let now = stream.consumer_info("acme").await.unwrap().config;
+    assert_eq!((now.headers_only, now.max_deliver, now.max_batch), (false, -1, 0));
+}
