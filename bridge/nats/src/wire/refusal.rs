@@ -64,11 +64,25 @@ pub(crate) fn refused(error: &Error, operation: &'static str) -> BrokerError {
 /// The error for a refused call whose subject names a stream: without its stream there is no such queue.
 pub(crate) fn refused_about(subject: &str, error: &Error, operation: &'static str) -> BrokerError {
     if error.error_code() == ErrorCode::STREAM_NOT_FOUND
-        && let Some(queue) = subject.split('.').find_map(names::queue_of_stream)
+        && let Some(gone) = subject.split('.').find_map(|name| no_stream(name, operation))
     {
-        return rules::refusal::no_queue(operation, &queue);
+        return gone;
     }
     refused(error, operation)
+}
+
+/// The error for a stream that is not there; `None` if none of relay's is called so, or relay goes on without it. To a caller
+/// `NotFound` means a job, a letter or a queue. Results and letters may be there again: nobody is told that there are none.
+pub(crate) fn no_stream(name: &str, operation: &'static str) -> Option<BrokerError> {
+    if let Some(queue) = names::queue_of_stream(name) {
+        return Some(rules::refusal::no_queue(operation, &queue));
+    }
+    [names::RESULTS_STREAM, names::DEAD_STREAM].contains(&name).then(|| {
+        let why = format!(
+            "stream `{name}` is gone from NATS: restore it, or make it anew with `relay provision`; until then nothing is recorded"
+        );
+        BrokerError::new(BrokerErrorKind::Unavailable, operation, why)
+    })
 }
 
 /// The error for a refused publish.
@@ -144,7 +158,17 @@ mod tests {
             let refused = refused_about(subject, &gone, "test");
             assert_eq!((refused.kind(), refused.detail()), (BrokerErrorKind::NotFound, "there is no queue `mail`"));
         }
-        assert!(refused_about("STREAM.INFO.relay-dead", &gone, "test").detail().contains("10059"));
+        assert!(refused_about("STREAM.INFO.relay-states", &gone, "test").detail().contains("10059"));
+    }
+
+    #[test]
+    fn a_stream_of_results_or_letters_that_is_gone_is_no_job_that_is_not_there() {
+        let gone = error(404, 10_059);
+        for subject in ["STREAM.MSG.GET.relay-results", "STREAM.INFO.relay-dead", "relay-dead"] {
+            let refused = refused_about(subject, &gone, "test");
+            assert_eq!(refused.kind(), BrokerErrorKind::Unavailable, "{refused}");
+            assert!(refused.detail().contains("`relay provision`"), "{refused}");
+        }
     }
 
     #[test]

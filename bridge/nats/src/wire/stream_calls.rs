@@ -3,16 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::stream::{Config, Info};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Map, Value};
 
-use crate::stored::names;
 use crate::stored::record::Stored;
 use crate::wire::api::Api;
+use crate::wire::refusal::{no_stream, refused_about};
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
-use relay_bridge::rules::{self};
 
 /// The most streams, or consumers of one queue, that are listed.
 const LISTED_MAX: usize = 20_000;
@@ -58,21 +58,21 @@ impl Stream {
 
 /// The stream `name`, asked of its leader, or `None` if there is none.
 pub(crate) async fn find(api: &Api, name: &str, operation: &'static str) -> Result<Option<Stream>, BrokerError> {
-    match api.call(format!("STREAM.INFO.{name}"), &Value::Null, operation).await {
+    let subject = format!("STREAM.INFO.{name}");
+    match api.call_raw(&subject, &Value::Null, operation).await? {
         Ok(value) => Stream::read(value, operation).map(Some),
-        Err(error) if error.kind() == BrokerErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+        Err(error) => Err(refused_about(&subject, &error, operation)),
     }
 }
 
 /// The stream `name`, which must be there.
 pub(crate) async fn get(api: &Api, name: &str, operation: &'static str) -> Result<Stream, BrokerError> {
     find(api, name, operation).await?.ok_or_else(|| {
-        if let Some(queue) = names::queue_of_stream(name) {
-            return rules::refusal::no_queue(operation, &queue);
-        }
-        let why = format!("there is no stream `{name}`: run `relay provision`");
-        BrokerError::new(BrokerErrorKind::NotFound, operation, why)
+        no_stream(name, operation).unwrap_or_else(|| {
+            let why = format!("there is no stream `{name}`: run `relay provision`");
+            BrokerError::new(BrokerErrorKind::NotFound, operation, why)
+        })
     })
 }
 

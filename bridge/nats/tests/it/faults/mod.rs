@@ -4,6 +4,7 @@
 mod doubt;
 mod filling;
 mod forged;
+mod gone;
 mod hanging;
 mod letters;
 mod limits;
