@@ -238,6 +238,13 @@ fn compare(found: &Config, wanted: &Config) -> (Config, Vec<Difference>) {
     if found.discard != wanted.discard {
         note(format!("discard: {:?} -> {:?}", found.discard, wanted.discard).to_lowercase(), true, false, false);
         next.discard = wanted.discard;
+        // The server takes no other configuration with the one than with the other.
+        next.discard_new_per_subject = false;
+    }
+    if let Some(kept) = found.subject_delete_marker_ttl.filter(|kept| !kept.is_zero()) {
+        let why = "because a marker would be in line as a job that nobody can read";
+        note(format!("subject_delete_marker_ttl: {} -> none, {why}", seconds(kept)), true, false, false);
+        next.subject_delete_marker_ttl = None;
     }
     for (name, from, wanted, to) in [
         ("allow_direct", found.allow_direct, wanted.allow_direct, &mut next.allow_direct),
@@ -350,7 +357,9 @@ mod tests {
     fn what_would_break_a_promise_is_needed_and_mended() {
         type Break = fn(&mut Config);
         const LIMITS: ConsumerLimits = ConsumerLimits { inactive_threshold: Duration::ZERO, max_ack_pending: 10 };
-        let breaks: [Break; 10] = [
+        let breaks: [Break; 12] = [
+            |config| config.subject_delete_marker_ttl = Some(Duration::from_secs(60)),
+            |config| (config.discard, config.discard_new_per_subject) = (DiscardPolicy::New, true),
             |config| config.consumer_limits = Some(LIMITS),
             |config| {
                 config.subject_transform = Some(SubjectTransform { source: ">".into(), destination: "x.>".into() })

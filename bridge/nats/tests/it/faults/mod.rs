@@ -1,6 +1,7 @@
 //! Faults of NATS, and how relay bears them: servers die, leaders change, stores are restored, readers hang. On real
 //! servers.
 
+mod changed;
 mod doubt;
 mod filling;
 mod forged;

@@ -1,0 +1,45 @@
+//! Streams whose settings somebody changed.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use async_nats::jetstream::{self, Context};
+use relay_bridge::policy::QueuePolicy;
+use relay_bridge::provision::Wanted;
+use relay_conformance::testing::NatsServer;
+use relay_nats::names::{self, RESULTS_STREAM};
+
+use super::support::Stage;
+
+async fn change(jetstream: &Context, stream: &str, change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = jetstream.get_stream(stream).await.unwrap().cached_info().config.clone();
+    change(&mut config);
+    jetstream.update_stream(&config).await.unwrap();
+    config
+}
+
+async fn provision(stage: &Stage) {
+    let wanted = Wanted { queue: stage.queue.clone(), policy: stage.policy.clone(), seen: Some(stage.policy.clone()) };
+    stage.broker.provision.apply(&[wanted], false).await.unwrap();
+}
+
+#[tokio::test]
+async fn markers_and_limits_by_subject_are_taken_away_again() {
+    let server = NatsServer::start().await;
+    let stage = Stage::open(&server.url(), 1, QueuePolicy::default()).await;
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let queue = names::jobs_stream(&stage.queue);
+    change(&jetstream, &queue, |config| {
+        (config.allow_rollup, config.subject_delete_marker_ttl) = (true, Some(Duration::from_secs(60)));
+    })
+    .await;
+    change(&jetstream, RESULTS_STREAM, |config| {
+        (config.discard, config.discard_new_per_subject) = (DiscardPolicy::New, true);
+    })
+    .await;
+    provision(&stage).await;
+    let jobs = jetstream.get_stream(&queue).await.unwrap().cached_info().config.clone();
+    assert_eq!(jobs.subject_delete_marker_ttl.unwrap_or_default(), Duration::ZERO);
+    let results = jetstream.get_stream(RESULTS_STREAM).await.unwrap().cached_info().config.clone();
+    assert_eq!((results.discard, results.discard_new_per_subject), (DiscardPolicy::Old, false));
+}
