@@ -77,27 +77,27 @@ impl Settling {
         let token = Token::read(receipt, OPERATION)?;
         let policy = self.policies.require(&receipt.queue, OPERATION).await?;
         let now = self.settings.clock.now();
-        let end = (now + policy.lease).min(token.until);
         let bounded = policy.client(&receipt.client).max_running != u32::MAX;
+        let mut end = now + policy.lease;
         let owed = bounded && self.owed.begin(token.lease, end, now);
-        let key = names::record(receipt.job_id);
-        let values = held(receipt, &token, now).time(":end", end);
-        let change = "SET #lease_end = :end";
-        let written = self.table.update_telling(ReturnValue::AllOld, &key, change, HELD, values, OPERATION).await?;
-        let before = match written {
-            Written::Done(before) => Record::read(before)?,
-            Written::Refused(item) => {
-                self.owed.is_paid(&token.lease);
-                let record = item.map(Record::read).transpose()?.filter(|record| is_named(record, receipt));
-                return record
-                    .and_then(|record| record.ended())
-                    .map(Held::Ended)
-                    .ok_or_else(|| lost(receipt.job_id, OPERATION));
+        let before = loop {
+            let written = self.write_end(receipt, &token, end, (now, policy.lease_max)).await?;
+            let refused = match written {
+                Written::Done(before) => break Record::read(before)?,
+                Written::Refused(item) => item.map(Record::read).transpose()?,
+            };
+            let record = refused.filter(|record| is_named(record, receipt));
+            // `lease_max` ends it sooner. Since when the job is held the record says: a receipt is its worker's word.
+            let last = record.as_ref().filter(|record| record.is_held_by(&token.lease) && record.lease_end() > now);
+            let last = last.and_then(Record::started_at).map(|started| started + policy.lease_max);
+            if let Some(last) = last.filter(|last| now < *last && *last < end) {
+                end = last;
+                continue;
             }
+            self.owed.is_paid(&token.lease);
+            let ended = record.and_then(|record| record.ended());
+            return ended.map(Held::Ended).ok_or_else(|| lost(receipt.job_id, OPERATION));
         };
-        if end <= now {
-            return Err(lost(receipt.job_id, OPERATION));
-        }
         self.held.extended(receipt, token.attempt, end);
         if bounded {
             let started = before.started_at().unwrap_or(now);
@@ -111,6 +111,20 @@ impl Settling {
         let held = end.since(now);
         self.hide(&*self.queues.of(&receipt.queue, OPERATION).await?, &token, held + self.settings.skew).await;
         Ok(Held::Until(held))
+    }
+
+    /// Writes that the lease ends at `end`, unless the job has been held for so long that this would be beyond `lease_max`.
+    async fn write_end(
+        &self,
+        receipt: &Receipt,
+        token: &Token,
+        end: Timestamp,
+        (now, lease_max): (Timestamp, Duration),
+    ) -> Result<Written, BrokerError> {
+        let condition = format!("{HELD} AND #started >= :earliest");
+        let values = held(receipt, token, now).time(":end", end).time(":earliest", end - lease_max);
+        let (key, change) = (names::record(receipt.job_id), "SET #lease_end = :end");
+        self.table.update_telling(ReturnValue::AllOld, &key, change, &condition, values, "extend").await
     }
 
     /// Refuses a receipt whose lease does not hold its job. It costs a read only if another process gave the lease, or it

@@ -16,7 +16,7 @@ pub(crate) struct Token {
     /// Names the claim: no other claim has the same lease.
     pub(crate) lease: [u8; 16],
     pub(crate) attempt: u32,
-    /// Until when the lease may be extended.
+    /// Until when the lease may be extended, as the release before this one reads it: this one goes by the record.
     pub(crate) until: Timestamp,
     /// The message's handle in SQS. It is empty if it is too long to carry: the message then comes again, and its
     /// receiver reads the record.

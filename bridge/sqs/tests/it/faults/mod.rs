@@ -9,6 +9,7 @@ mod cost;
 mod counts;
 mod endings;
 mod erasure;
+mod forged;
 mod forward;
 mod letters;
 mod lists;
