@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Config;
 use futures_util::{StreamExt as _, stream};
 
 use crate::jobs::deadlines::{BYTES_MAX, Deadline, Deadlines, OPERATION, Step};
@@ -130,15 +131,15 @@ pub(crate) struct LookBack {
 }
 
 impl LookBack {
-    /// Notices that results were lost since the last step.
+    /// Notices that results were lost since the last step. Returns how their stream is kept.
     ///
     /// # Errors
     /// The stream of results can't be asked for: then no run can be said to have none.
-    pub(crate) async fn look_at_log(&self) -> Result<(), BrokerError> {
+    pub(crate) async fn look_at_log(&self) -> Result<Config, BrokerError> {
         let info = stream_calls::get(&self.api, RESULTS_STREAM, OPERATION).await?.info;
         let (first, last) = (info.state.first_sequence, info.state.last_sequence);
         self.looking.saw(Log { created: info.created.unix_timestamp_nanos(), first, last });
-        Ok(())
+        Ok(info.config)
     }
 
     /// Ends the runs of a lane that were settled, are past their deadline and have no result. `consumer` is the lane's.

@@ -81,6 +81,7 @@ impl Sweep {
             now: self.clock.now(),
         };
         let log = self.history.look_at_log().await.inspect_err(|error| self.history.looking.warn(error));
+        log.iter().for_each(|results| self.policies.saw_results(results));
         let mut failed = Vec::new();
         for queue in &queues {
             if step.left == 0 {

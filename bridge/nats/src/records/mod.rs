@@ -1,6 +1,7 @@
 //! The stored state of jobs: records, result entries, dead letters, timers, policies; and the deliveries that this
 //! process holds.
 
+pub(crate) mod changed_streams;
 pub(crate) mod end_run;
 pub(crate) mod find;
 pub(crate) mod held;

@@ -6,6 +6,7 @@
 //! only one of them can create. The writer that has the turn compares the stored policy with the one that its caller
 //! saw, and then writes.
 
+use crate::records::changed_streams::ChangedStreams;
 use crate::stored::control;
 use crate::stored::streams::Difference;
 use async_trait::async_trait;
@@ -62,12 +63,13 @@ pub(crate) struct Policies {
     copies: PolicyCopies,
     /// The single flight of each queue, in which its policy is asked for.
     asking: Mutex<HashMap<QueueName, Arc<SingleFlight>>>,
+    changed: ChangedStreams,
 }
 
 impl Policies {
     pub(crate) fn new(api: Api, settings: StreamSettings, payload_max: u64) -> Self {
         let (consumers_max, copies, asking) = (OnceCell::new(), PolicyCopies::default(), Mutex::default());
-        Self { api, settings, payload_max, consumers_max, copies, asking }
+        Self { api, settings, payload_max, consumers_max, copies, asking, changed: ChangedStreams::default() }
     }
 
     pub(crate) fn api(&self) -> &Api {
@@ -103,7 +105,9 @@ impl Policies {
             self.copies.remove(queue);
             return Ok(None);
         };
-        Ok(Some(self.copies.keep(queue, read(&found.info.config)?, asked)))
+        let policy = read(&found.info.config)?;
+        self.changed.saw(&found.info.config, &self.settings.jobs(queue, &policy));
+        Ok(Some(self.copies.keep(queue, policy, asked)))
     }
 
     /// The policy of `queue`, which must be there.
@@ -113,6 +117,11 @@ impl Policies {
         operation: &'static str,
     ) -> Result<Arc<QueuePolicy>, BrokerError> {
         self.current(queue).await?.ok_or_else(|| no_queue(operation, queue))
+    }
+
+    /// Notes how the stream of results is kept.
+    pub(crate) fn saw_results(&self, found: &Config) {
+        self.changed.saw(found, &self.settings.results());
     }
 
     /// The names of all queues, in their order; their policies are kept on the way.

@@ -6,8 +6,9 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use async_nats::jetstream::{self, Context};
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::Wanted;
-use relay_conformance::testing::NatsServer;
+use relay_conformance::testing::{Log, NatsServer};
 use relay_nats::names::{self, RESULTS_STREAM};
+use tracing::Level;
 
 use super::support::Stage;
 
@@ -42,4 +43,25 @@ async fn markers_and_limits_by_subject_are_taken_away_again() {
     assert_eq!(jobs.subject_delete_marker_ttl.unwrap_or_default(), Duration::ZERO);
     let results = jetstream.get_stream(RESULTS_STREAM).await.unwrap().cached_info().config.clone();
     assert_eq!((results.discard, results.discard_new_per_subject), (DiscardPolicy::Old, false));
+}
+
+#[tokio::test]
+async fn a_limit_that_somebody_sets_while_relay_runs_is_said_once_and_so_is_its_end() {
+    let (log, _listening) = Log::listen();
+    let server = NatsServer::start().await;
+    let stage = Stage::open(&server.url(), 1, QueuePolicy::default()).await;
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    change(&jetstream, &names::jobs_stream(&stage.queue), |config| config.max_messages = 10).await;
+    change(&jetstream, RESULTS_STREAM, |config| config.max_bytes = 1_000_000).await;
+    for _ in 0..2 {
+        stage.broker.policies.policy(&stage.queue).await.unwrap();
+        stage.broker.jobs.sweep(100).await.unwrap();
+    }
+    assert_eq!(log.count(Level::ERROR, "max_msgs: 10 -> none"), 1, "{log:?}");
+    assert_eq!(log.count(Level::ERROR, "max_bytes: 1000000 -> none"), 1, "{log:?}");
+    provision(&stage).await;
+    stage.broker.policies.policy(&stage.queue).await.unwrap();
+    stage.broker.jobs.sweep(100).await.unwrap();
+    assert_eq!(log.count(Level::INFO, "as relay needs it again"), 2, "{log:?}");
+    assert_eq!(log.count(Level::ERROR, "somebody changed"), 2, "{log:?}");
 }
