@@ -87,6 +87,10 @@ impl Writer {
             return Ok(());
         }
         self.begin()?;
+        // Its worker gave a letter and hands the job back: the next attempt has the same number, and knows of none.
+        if refund && (lease.has_letter || lease.known.is_none()) && self.remove_dead_letter(lease.job, lease.run)? {
+            self.done.letters_retracted += 1;
+        }
         let due = self.clock.now() + after;
         let state = if after.is_zero() { WAITING } else { PARKED };
         self.conn

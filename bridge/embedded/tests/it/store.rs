@@ -498,23 +498,40 @@ async fn a_dead_letter_that_cannot_be_read_is_left_out_of_lists_and_holds_up_no_
     store.close().await;
 }
 
-#[tokio::test]
-async fn a_letter_of_the_first_attempt_goes_when_that_attempt_succeeds_after_all() {
-    let folder = TempDir::new().unwrap();
-    let store = open(&folder.path().join("relay.db")).await;
-    let job = submit(&store, "key").await;
-    let delivery = lease(&store, 1).await.remove(0);
-    let letter = DeadLetter {
+fn letter_of(delivery: &Delivery) -> DeadLetter {
+    DeadLetter {
         job: delivery.job.clone(),
         attempt: delivery.attempt,
         outcome: Outcome::Failed,
         failure: Failure::new("exit-code", "it said no"),
         at: Clock::system().now(),
         extra: Default::default(),
-    };
-    store.broker().leasing.dead_letter(&letter).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_letter_of_the_first_attempt_goes_when_that_attempt_succeeds_after_all() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder.path().join("relay.db")).await;
+    let job = submit(&store, "key").await;
+    let delivery = lease(&store, 1).await.remove(0);
+    store.broker().leasing.dead_letter(&letter_of(&delivery)).await.unwrap();
     // A worker that connects over TCP may say both.
     assert_eq!(finish(&store, &delivery).await, Recorded::First);
+    assert_eq!(store.broker().dead_letters.get(job.job_id).await.unwrap(), None);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_letter_goes_when_its_worker_hands_the_job_back_and_another_one_succeeds() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder.path().join("relay.db")).await;
+    let job = submit(&store, "key").await;
+    let delivery = lease(&store, 1).await.remove(0);
+    store.broker().leasing.dead_letter(&letter_of(&delivery)).await.unwrap();
+    store.broker().leasing.settle(&delivery.receipt, &Settlement::HandBack(Duration::ZERO)).await.unwrap();
+    let next = lease(&store, 1).await.remove(0);
+    assert_eq!(finish(&store, &next).await, Recorded::First);
     assert_eq!(store.broker().dead_letters.get(job.job_id).await.unwrap(), None);
     store.close().await;
 }
