@@ -24,6 +24,7 @@ use crate::adapter::stored::wake_up::Sending;
 use crate::names;
 use crate::settings::Settings;
 use relay_bridge::contract::Timestamp;
+use relay_bridge::contract::job::DELAY_MAX;
 use relay_bridge::error::{BrokerError, BrokerErrorKind};
 use relay_bridge::leasing::{Delivery, Held, Receipt};
 use relay_bridge::settlement::Settlement;
@@ -148,9 +149,11 @@ impl Settling {
         let settled = match settlement {
             Settlement::Complete | Settlement::DeadLetter => self.complete(receipt, &token, OPERATION).await,
             Settlement::RetryAfter(delay) => {
-                self.put_back(receipt, &token, (*delay).max(RETRY_MIN), false, OPERATION).await
+                self.put_back(receipt, &token, (*delay).clamp(RETRY_MIN, DELAY_MAX), false, OPERATION).await
             }
-            Settlement::HandBack(delay) => self.put_back(receipt, &token, *delay, true, OPERATION).await,
+            Settlement::HandBack(delay) => {
+                self.put_back(receipt, &token, (*delay).min(DELAY_MAX), true, OPERATION).await
+            }
         };
         let over = !matches!(&settled, Err(error) if error.kind() == BrokerErrorKind::Invalid || error.is_transient());
         if over {

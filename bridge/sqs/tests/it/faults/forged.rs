@@ -1,10 +1,12 @@
-//! Receipts that a worker changed: they are not signed, and nothing in them is believed.
+//! Receipts that a worker changed: they are not signed, and nothing in them is believed. Times that nobody means.
 
 use std::time::Duration;
 
+use relay_bridge::contract::job::DELAY_MAX;
 use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::leasing::{Held, Receipt};
 use relay_bridge::policy::QueuePolicy;
+use relay_bridge::settlement::Settlement;
 
 use super::support::Stage;
 
@@ -44,4 +46,16 @@ async fn a_lease_max_that_is_changed_holds_for_jobs_that_are_held() {
     assert_eq!(stage.broker.leasing.extend(&receipt).await.unwrap(), Held::Until(left));
     stage.broker.policies.put_policy(&stage.queue, &longer, Some(&shorter)).await.unwrap();
     assert_eq!(stage.broker.leasing.extend(&receipt).await.unwrap(), Held::Until(stage.policy.lease));
+}
+
+#[tokio::test]
+async fn a_job_that_is_put_back_for_ever_is_back_after_the_longest_delay() {
+    let stage = Stage::at_a_clock_that_is_moved().await;
+    for settlement in [Settlement::RetryAfter(Duration::MAX), Settlement::HandBack(Duration::MAX)] {
+        let job = stage.submit().await;
+        let receipt = stage.lease(&stage.broker).await.receipt;
+        stage.broker.leasing.settle(&receipt, &settlement).await.unwrap();
+        let status = stage.broker.jobs.status(&stage.client(), job.id).await.unwrap().unwrap();
+        assert_eq!(status.next_attempt_at, Some(stage.clock.now() + DELAY_MAX), "{settlement:?}");
+    }
 }
