@@ -196,7 +196,13 @@ async fn what_has_ended_is_not_given_out_again_by_four_processes_when_somebody_r
         } else if round == 1 {
             let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
             stream.delete_consumer("acme").await.unwrap();
-            stream.create_consumer(config).await.unwrap();
+            // The server may still be removing the folder of the one before, and refuses until then (10012).
+            let made = async {
+                while stream.create_consumer(config.clone()).await.is_err() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), made).await.expect("the consumer is made anew");
         }
     }
     let again = ran.lock().unwrap().len() - submitted.len();
