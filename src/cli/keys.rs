@@ -1,7 +1,7 @@
 //! `relay keys`: API keys in a file. The file has the hash of each secret; the secret is printed once, when it is made.
 
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -53,8 +53,9 @@ struct OutArgs {
 }
 
 impl OutArgs {
-    /// The file, if there is to be one. It is made before the key, which would be lost without it.
-    fn create(&self) -> Result<Option<SecretFile<'_>>, CliError> {
+    /// The file, if there is to be one. It is made before the key, which would be lost without it, and is not the key file `keys`,
+    /// which is replaced when the key is made.
+    fn create(&self, keys: &Path) -> Result<Option<SecretFile<'_>>, CliError> {
         let Some(path) = self.out.as_deref() else { return Ok(None) };
         let refused = |error: std::io::Error| {
             let told = CliError::usage(format!("--out {}: {error}", path.display()));
@@ -63,7 +64,12 @@ impl OutArgs {
                 _ => told,
             }
         };
-        SecretFile::create(path).map(Some).map_err(refused)
+        let file = SecretFile::create(path).map_err(refused)?;
+        if file.is_at(keys) {
+            let told = CliError::usage(format!("--out {}: this is the key file itself, and has no secrets", path.display()));
+            return Err(told.hint("name a file for the key alone, such as NAME.key"));
+        }
+        Ok(Some(file))
     }
 
     /// Says `key`, or writes it to `file`. `facts` are what JSON says of it, `name` is what people call it, and `more` what they
@@ -215,7 +221,7 @@ fn new(
     let rights: Vec<_> = rights.iter().map(|right| Right::from(*right)).collect();
     // Nobody makes a key without any: none named means all.
     let rights = Rights::of(&rights).unwrap_or_default();
-    let to = out.create()?;
+    let to = out.create(&file.file)?;
     let key = KeyFile::new(&file.file).create_with(role, name.clone(), queues, rights, Clock::system().now())?;
     let facts = file.json.then(|| json!({ "id": key.id(), "role": role, "name": name }));
     out.tell(&key, to, (&format!("key {} of {role} {name}", key.id()), ""), facts)?;
@@ -225,7 +231,7 @@ fn new(
 fn rotate(file: &FileArgs, out: &OutArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
     let (id, now) = (id_of(id), Clock::system().now());
     let until = now + keep;
-    let to = out.create()?;
+    let to = out.create(&file.file)?;
     let Some(key) = KeyFile::new(&file.file).rotate(id, now, until)? else { return Err(unknown(file, id)) };
     let facts = file.json.then(|| json!({ "id": key.id(), "replaces": id, "expires": until }));
     out.tell(&key, to, (&format!("key {}", key.id()), &format!(" Key {id} is valid until {until}.")), facts)?;

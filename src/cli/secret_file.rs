@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 /// A new file for a secret. Unless the secret was written, it is removed again when this is dropped.
@@ -20,6 +20,14 @@ impl<'a> SecretFile<'a> {
     pub(super) fn create(path: &'a Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Self { path, file, written: false })
+    }
+
+    /// Whether it is the file that is at `path`, also behind links.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        match (fs::metadata(path), self.file.metadata()) {
+            (Ok(there), Ok(own)) => (there.dev(), there.ino()) == (own.dev(), own.ino()),
+            _ => false,
+        }
     }
 
     /// Writes all of it.

@@ -344,6 +344,20 @@ fn a_rotated_key_works_beside_its_successor() {
 }
 
 #[test]
+fn a_new_key_is_not_written_into_the_key_file_itself() {
+    let dir = tempdir().unwrap();
+    let (file, link) = (dir.path().join("keys.toml"), dir.path().join("linked.toml"));
+    std::os::unix::fs::symlink("keys.toml", &link).unwrap();
+    // The file of keys would be put in the place of the key, which nobody has then.
+    for keys in [&file, &dir.path().join("./keys.toml"), &link] {
+        let refused = run(["keys", "new", "orders", "--file", path(keys), "--out", path(&file)]);
+        assert_eq!((code(&refused), stdout(&refused)), (2, ""), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("this is the key file itself"), "{}", stderr(&refused));
+        assert!(!file.exists(), "nothing is left");
+    }
+}
+
+#[test]
 fn every_command_has_a_manual_page() {
     let dir = tempdir().unwrap();
     assert_eq!(code(&run(["man", "--dir", path(dir.path())])), 0);
