@@ -144,7 +144,7 @@ enum KeysCommand {
         /// The old key's id: the part after `rlyk_`, or before the dot
         #[arg(value_name = "KEY_ID")]
         id: String,
-        /// How long the old key stays valid; `0s` ends it at once
+        /// How long the old key stays valid, if it does not end before; `0s` ends it at once
         #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = values::duration)]
         keep: Duration,
         #[command(flatten)]
@@ -230,9 +230,16 @@ fn new(
 
 fn rotate(file: &FileArgs, out: &OutArgs, id: &str, keep: Duration) -> Result<Exit, CliError> {
     let (id, now) = (id_of(id), Clock::system().now());
-    let until = now + keep;
+    let keys = KeyFile::new(&file.file);
+    let old = keys.list()?.into_iter().find(|key| key.id == id).ok_or_else(|| unknown(file, id))?;
+    if let Some(expired) = old.expires.filter(|_| old.is_expired(now)) {
+        return Err(CliError::failed(format!("key {id} expired at {expired}, and is not replaced"))
+            .hint("`relay keys new NAME` makes another one"));
+    }
+    // One that ends before is not kept longer.
+    let until = old.expires.map_or(now + keep, |expires| expires.min(now + keep));
     let to = out.create(&file.file)?;
-    let Some(key) = KeyFile::new(&file.file).rotate(id, now, until)? else { return Err(unknown(file, id)) };
+    let Some(key) = keys.rotate(id, now, until)? else { return Err(unknown(file, id)) };
     let facts = file.json.then(|| json!({ "id": key.id(), "replaces": id, "expires": until }));
     out.tell(&key, to, (&format!("key {}", key.id()), &format!(" Key {id} is valid until {until}.")), facts)?;
     Ok(Exit::Done)
@@ -274,8 +281,10 @@ fn rights_of(key: &KeyEntry) -> Option<Vec<&'static str>> {
 }
 
 fn revoke(file: &FileArgs, id: &str) -> Result<Exit, CliError> {
-    let id = id_of(id);
-    if !KeyFile::new(&file.file).revoke(id)? {
+    let (id, keys) = (id_of(id), KeyFile::new(&file.file));
+    // A file that is not there is not made.
+    keys.list()?;
+    if !keys.revoke(id)? {
         return Err(unknown(file, id));
     }
     if file.json {

@@ -339,8 +339,40 @@ fn a_rotated_key_works_beside_its_successor() {
     assert_eq!(code(&run(["jobs", "list", "--server", &server.url(), "--api-key", &new])), 2);
     let listed = run(["keys", "list", "--json", "--file", path(&file)]);
     assert_eq!(json_lines(&listed)[0].as_array().unwrap().len(), 3);
-    assert_eq!(code(&run(["keys", "rotate", &new, "--file", path(&file)])), 1, "it has expired");
+    let expired = run(["keys", "rotate", &new, "--file", path(&file)]);
+    assert_eq!(code(&expired), 1, "{expired:?}");
+    assert!(stderr(&expired).contains("expired at") && !stderr(&expired).contains("no key"), "{}", stderr(&expired));
     server.stop();
+}
+
+#[test]
+fn a_key_that_is_replaced_again_is_told_with_the_time_at_which_it_ends() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("keys.toml");
+    let key = run(["keys", "new", "orders", "--file", path(&file)]);
+    let key = stdout(&key).trim_end().to_owned();
+    let rotated = |keep: &str| {
+        let rotated = run(["keys", "rotate", &key, "--keep", keep, "--json", "--file", path(&file)]);
+        json_lines(&rotated)[0]["expires"].as_str().unwrap().to_owned()
+    };
+    let first = rotated("1h");
+    assert_eq!(rotated("2d"), first, "it is not kept longer");
+    let told = run(["keys", "rotate", &key, "--keep", "2d", "--file", path(&file)]);
+    assert!(stderr(&told).contains(&format!("is valid until {first}")), "{}", stderr(&told));
+    let listed = run(["keys", "list", "--json", "--file", path(&file)]);
+    assert_eq!(json_lines(&listed)[0][0]["expires"], first.as_str());
+}
+
+#[test]
+fn a_key_file_that_is_not_there_is_told_and_not_made() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("kyes.toml");
+    for action in ["rotate", "revoke"] {
+        let refused = run(["keys", action, "2826d9aeeade", "--file", path(&file)]);
+        assert_eq!(code(&refused), 2, "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("kyes.toml: can't read the key file"), "{}", stderr(&refused));
+        assert!(!file.exists(), "{action}");
+    }
 }
 
 #[test]
