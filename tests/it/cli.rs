@@ -127,6 +127,41 @@ fn without_authentication_only_loopback_is_possible() {
     }
 }
 
+/// The arguments of every `relay serve` in a text, whose lines may go on after `\`, or be a list as in a compose file.
+fn servers_of(text: &str) -> Vec<Vec<String>> {
+    let text = text.replace("\\\n", " ").replace("\n      - ", " ").replace("- serve ", "relay serve ");
+    let command = |line: &str| {
+        let (_, arguments) = line.split_once("relay serve ")?;
+        let arguments = arguments.split(['#', '`']).next()?;
+        Some(arguments.split_whitespace().map(str::to_owned).collect())
+    };
+    text.lines().filter_map(command).collect()
+}
+
+#[test]
+fn a_server_of_the_pages_that_others_can_reach_is_refused_for_nothing_but_its_missing_files() {
+    let (root, empty) = (Path::new(env!("CARGO_MANIFEST_DIR")), tempdir().unwrap());
+    let page = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    let help = stdout(&run(["serve", "--help"])).to_owned();
+    let mut tried = 0;
+    for (name, text) in [
+        ("README.md", page("README.md")),
+        ("docs/identity.md", page("docs/identity.md")),
+        ("docs/security.md", page("docs/security.md")),
+        ("deploy/image/README.md", page("deploy/image/README.md")),
+        ("deploy/compose.yaml", page("deploy/compose.yaml")),
+        ("relay serve --help", help),
+    ] {
+        for server in servers_of(&text).into_iter().filter(|words| words.iter().any(|word| word.contains("0.0.0.0"))) {
+            let refused = relay([&["serve".to_owned()][..], &server].concat()).current_dir(&empty).output().unwrap();
+            assert_eq!(code(&refused), 2, "{name}: {server:?}: {}", stderr(&refused));
+            assert!(stderr(&refused).contains("can't read the key file"), "{name}: {server:?}: {}", stderr(&refused));
+            tried += 1;
+        }
+    }
+    assert_eq!(tried, 3, "one of the image, one of the compose file, one of the help");
+}
+
 #[test]
 fn a_server_that_is_not_there_is_exit_code_69() {
     let (_held, server) = nobody();
