@@ -63,14 +63,17 @@ impl Access {
     }
 }
 
-/// The files of an admin port whose process has no others: its certificates and its tokens.
-pub(crate) fn files(tls: Option<Arc<Tls>>, access: Option<Access>) -> Arc<Reload> {
+/// The files of an admin port whose process has no others: its certificates and its tokens, if it has any of them.
+pub(crate) fn files(tls: Option<Arc<Tls>>, access: Option<Access>) -> Option<Arc<Reload>> {
+    if tls.is_none() && access.is_none() {
+        return None;
+    }
     let reload: Arc<Reload> = Arc::default();
     if let Some(tls) = tls {
         reload.register("certificates", tls.paths(), move || tls.reload().map_err(Into::into));
     }
     access.iter().for_each(|access| access.register(&reload));
-    reload
+    Some(reload)
 }
 
 impl Sources {

@@ -19,7 +19,7 @@ use super::configured::variable;
 use super::exit::{CliError, Exit};
 use super::output;
 use super::secured;
-use super::signals::Signals;
+use super::signals::{Hangup, Signals};
 use super::source::{Source, SourceConfig};
 use crate::admin::sampler::Watched;
 use crate::admin::{Port, collect};
@@ -115,7 +115,10 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
             let tls = secured::of_admin(&settings)?;
             let (listeners, operators) = addresses.bind(tls.as_ref()).await?;
             let mut port = Port::open(listeners, operators.as_ref().map(Access::tokens), telemetry);
-            port.reads_again(admin::files(tls, operators));
+            if let Some(files) = admin::files(tls, operators) {
+                signals.at_hangup(Hangup::Reload(Arc::clone(&files)));
+                port.reads_again(files);
+            }
             Some(port)
         }
         None => None,

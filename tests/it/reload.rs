@@ -113,6 +113,30 @@ fn a_hangup_ends_no_server_and_drains_one_that_somebody_tries_out() {
 }
 
 #[test]
+fn a_hangup_has_a_worker_read_the_token_of_its_admin_port_again() {
+    let folder = tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "0123456789abcdef").unwrap();
+    let args = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"];
+    let server = Running::start(args.iter().chain(&["--json"]));
+    let connect = server.workers();
+    let worker = |more: &[&str]| {
+        let args = ["worker", "--connect", &connect, "--json", "--admin", "127.0.0.1:0"];
+        Running::start(args.iter().chain(more).chain(&["--", "cat"]))
+    };
+    let mut with_token = worker(&["--admin-token-file", token.to_str().unwrap()]);
+    with_token.signal(Signal::SIGHUP);
+    with_token.wait_for_line("SIGHUP: files are read again");
+    assert!(with_token.wait_for_line("files were read again").contains("admin"));
+    let mut without = worker(&[]);
+    without.signal(Signal::SIGHUP);
+    without.wait_for_line("no files that it could read again");
+    with_token.stop();
+    without.stop();
+    server.stop();
+}
+
+#[test]
 fn a_changed_share_of_a_client_counts_without_a_restart() {
     let folder = tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -8,6 +8,7 @@ mod open;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::Args;
 use open::Open;
@@ -21,7 +22,7 @@ use super::admin::{Access, files};
 use super::exit::{CliError, Exit};
 use super::output;
 use super::secured;
-use super::signals::Signals;
+use super::signals::{Hangup, Signals};
 use crate::admin::Port;
 use crate::bridge::config::{self, BridgeConfig, Destination, Origin, RelaySource};
 use crate::bridge::metrics::{self, Counted};
@@ -125,7 +126,10 @@ pub(crate) async fn run(args: BridgeArgs, settings: Settings) -> Result<Exit, Cl
             let (listeners, operators) = admin.bind(tls.as_ref()).await?;
             let tokens = operators.as_ref().map(Access::tokens);
             let mut port = Port::open(listeners, tokens, Telemetry::new(Clock::system(), None));
-            port.reads_again(files(tls, operators));
+            if let Some(files) = files(tls, operators) {
+                signals.at_hangup(Hangup::Reload(Arc::clone(&files)));
+                port.reads_again(files);
+            }
             Some(port)
         }
         false => None,
