@@ -81,15 +81,34 @@ pub(crate) fn run(args: ConfigArgs) -> Result<Exit, CliError> {
 }
 
 /// Says which `RELAY_*` variables nobody reads: a slip in one would go unnoticed.
-pub(crate) fn warn_of_unknown_variables() {
+pub(super) fn warn_of_unknown_variables() {
     let known = variables();
-    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let ours = |name: &String| name.starts_with("RELAY_") && !name.starts_with("RELAY_META_");
-    for name in set.filter(|name| ours(name) && !known.contains(name)) {
+    let set = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let ours = |name: &str| name.starts_with("RELAY_") && !name.starts_with("RELAY_META_");
+    for (name, value) in set.filter(|(name, _)| ours(name) && !known.contains(name)) {
+        if is_of_a_service(&name, &value.to_string_lossy()) {
+            continue;
+        }
         let hint = meant(&name, known.iter().map(String::as_str));
         let hint = hint.map_or_else(String::new, |meant| format!(": did you mean {meant}?"));
         tracing::warn!("nobody reads the variable {name}{hint}");
     }
+}
+
+/// Whether Kubernetes gave a variable to its pods, for a Service whose name begins with `relay`:
+/// <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
+fn is_of_a_service(name: &str, value: &str) -> bool {
+    const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
+    let of_port = |rest: &str| {
+        let (port, rest) = rest.split_once('_').unwrap_or((rest, ""));
+        let protocol = rest.split('_').next().unwrap_or_default().to_ascii_lowercase();
+        port.parse::<u16>().is_ok() && PROTOCOLS.contains(&protocol.as_str())
+    };
+    let is_address = value.split_once("://").is_some_and(|(protocol, _)| PROTOCOLS.contains(&protocol));
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT") && is_address
+        || name.split_once("_PORT_").is_some_and(|(_, rest)| of_port(rest))
 }
 
 /// The variables that handlers are given, after `RELAY_`; beside them each `relay-meta-*` header as `RELAY_META_*`.

@@ -192,6 +192,11 @@ impl Command {
         matches!(self, Self::Serve(_) | Self::Worker(_) | Self::Scaler(_) | Self::Bridge(_) | Self::Dev(_))
     }
 
+    /// Whether it has settings, which may be variables.
+    fn has_settings(&self) -> bool {
+        self.serves() || matches!(self, Self::Provision(_) | Self::Doctor(_) | Self::Bench(_))
+    }
+
     /// The log filter unless the user says otherwise.
     fn default_log(&self) -> &'static str {
         // relay reports each event of the NATS client in its own words.
@@ -265,6 +270,9 @@ fn configure(cli: Cli, matches: &ArgMatches) -> Result<(Command, Settings), CliE
 
 fn run_to_end(command: Command, settings: Settings) -> Result<Exit, CliError> {
     logs::start(settings.log.filter.as_deref(), command.default_log(), settings.log.format)?;
+    if command.has_settings() {
+        config::warn_of_unknown_variables();
+    }
     if command.serves() {
         cores::forbid();
     }

@@ -11,7 +11,6 @@ use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
 use super::secured;
 use super::serve::{bind, choose};
@@ -48,7 +47,6 @@ pub(crate) struct ScalerArgs {
 
 /// `relay scaler`
 pub(crate) async fn run(args: ScalerArgs, settings: Settings) -> Result<Exit, CliError> {
-    warn_of_unknown_variables();
     let clock = Clock::system();
     let admin = settings.admin_addresses()?;
     let (config, _) = choose(&settings, false)?;

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use super::config::warn_of_unknown_variables;
 use super::exit::{CliError, Exit};
 use super::limits;
 use super::listening::{self, Sockets};
@@ -93,7 +92,6 @@ fn allow_open_files() {
 
 /// `relay serve`
 pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, CliError> {
-    warn_of_unknown_variables();
     allow_open_files();
     let clock = Clock::system();
     let Settings { listeners, access, .. } = &settings;

@@ -14,7 +14,6 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::admin::{self, Access};
-use super::config::warn_of_unknown_variables;
 use super::configured::variable;
 use super::exit::{CliError, Exit};
 use super::output;
@@ -77,7 +76,6 @@ pub(crate) async fn run(args: WorkerArgs, settings: Settings) -> Result<Exit, Cl
             .parse()
             .map_err(|error: relay_bridge::contract::ids::InvalidId| CliError::failed(error.to_string()))?,
     };
-    warn_of_unknown_variables();
     let pod = worker
         .kubernetes
         .then(|| Account::of_pod(variable))

@@ -694,3 +694,39 @@ fn a_flag_that_makes_the_file_hold_is_counted_with_it() {
     assert!(!stderr(&whole).contains("mistake"), "{}", stderr(&whole));
     assert!(stderr(&whole).contains("/nowhere/token"), "{}", stderr(&whole));
 }
+
+#[test]
+fn a_variable_that_nobody_reads_is_named_by_every_command_that_has_settings_and_those_of_kubernetes_are_not() {
+    for args in [
+        &["serve", "--memory", "--no-auth", "--listen", "192.0.2.7:1"][..],
+        &["dev", "--listen", "127.0.0.1:0", "--", "/no/such/program"],
+        &["worker", "--", "/no/such/program"],
+        &["bridge", "--from-tcp", "127.0.0.1:1"],
+        &["scaler", "--nats", "ws://a", "--scaler", "127.0.0.1:0"],
+        &["provision"],
+        &["doctor", "--broker"],
+    ] {
+        let mut command = relay(args);
+        // A slip, and what a pod has for the Service `relay` and its port `https`.
+        command.env("RELAY_NATS_REPLICA", "3").env("RELAY_PORT", "tcp://10.0.0.1:443");
+        for (name, value) in [
+            ("SERVICE_HOST", "10.0.0.1"),
+            ("SERVICE_PORT", "443"),
+            ("SERVICE_PORT_HTTPS", "443"),
+            ("PORT_443_TCP", "tcp://10.0.0.1:443"),
+            ("PORT_443_TCP_PROTO", "tcp"),
+            ("PORT_443_TCP_ADDR", "10.0.0.1"),
+            ("NLB_PORT_443_TCP_PORT", "443"),
+        ] {
+            command.env(format!("RELAY_{name}"), value);
+        }
+        let ended = command.output().unwrap();
+        assert_eq!(code(&ended), 2, "{args:?}: {}", stderr(&ended));
+        let named: Vec<_> = stderr(&ended).lines().filter(|line| line.contains("nobody reads")).collect();
+        assert_eq!(named.len(), 1, "{args:?}: {}", stderr(&ended));
+        assert!(named[0].contains("RELAY_NATS_REPLICA: did you mean RELAY_NATS_REPLICAS?"), "{named:?}");
+    }
+    let mut slip = relay(["provision"]);
+    let slip = slip.env("RELAY_ADMIN_PORT", "7412").output().unwrap();
+    assert!(stderr(&slip).contains("nobody reads the variable RELAY_ADMIN_PORT"), "{}", stderr(&slip));
+}
