@@ -35,6 +35,9 @@ IN_VALUES = [
     ("a fallback to nobody", "nats", "workers: { orders: { autoscaling: { fallback: { failureThreshold: 3, replicas: 0 } } } }", "fallback/replicas"),
     ("a gauge that nobody may read", "istio", "admin: { tokens: [] }", "workers.default.autoscaling"),
     ("a gauge for KEDA that nobody may read", "single", "workers: { default: { autoscaling: { trigger: prometheus, prometheus: { address: 'http://prometheus:9090' } } } }", "workers.default.autoscaling"),
+    ("a Job that provisions a store in a volume", "single", "provision: { enabled: true }", "provision.enabled"),
+    ("a key for a server that is not asked", "nats", "workers: { orders: { key: { secret: orders-key } } }", "workers.orders.key"),
+    ("a trigger of SQS, and jobs on NATS", "nats", "workers: { orders: { autoscaling: { trigger: aws-sqs-queue, sqs: { region: eu-central-1, prefix: 'https://sqs.eu-central-1.amazonaws.com/1/relay-' } } } }", "settings.sqs"),
     ("a table that the chart writes", "nats", "settings: { listen: { http: '0.0.0.0:7410' } }", "settings.listen"),
 ]  # fmt: skip
 

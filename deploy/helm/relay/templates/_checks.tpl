@@ -12,6 +12,7 @@
 {{- if $values.persistence.enabled }}{{ $brokers = append $brokers "persistence" }}{{ end -}}
 {{- if ne (len $brokers) 1 }}{{ fail (printf "jobs are kept in one place: give one of settings.nats, settings.sqs.enabled and persistence.enabled, not %s" (join " and " $brokers | default "none")) }}{{ end -}}
 {{- if and $values.persistence.enabled (eq $values.scaler.kind "separate") }}{{ fail "scaler.kind: `separate` can't read a store in the server's volume: say `server`" }}{{ end -}}
+{{- if and $values.persistence.enabled $values.provision.enabled }}{{ fail "provision.enabled: there is no broker to provision: with persistence.enabled the server makes its queues itself; leave it out" }}{{ end -}}
 {{- range $table := list "listen" "listener" "admin" "admin_token" "client_ca" "scaler" "store" "worker" "access" -}}
 {{- if hasKey $settings $table }}{{ fail (printf "settings.%s: the chart writes this table from its own values; see values.yaml" $table) }}{{ end -}}
 {{- end -}}
@@ -82,6 +83,7 @@
 {{- end -}}
 {{- if and $values.persistence.enabled (not $values.listeners.workers.enabled) }}{{ fail (printf "%s: with persistence.enabled workers ask the server: enable listeners.workers" $at) }}{{ end -}}
 {{- if and $values.listeners.workers.enabled (not $worker.key.secret) }}{{ fail (printf "%s.key.secret: a worker that asks the server needs a key (`relay keys new --role worker`)" $at) }}{{ end -}}
+{{- if and $worker.key.secret (not $values.listeners.workers.enabled) }}{{ fail (printf "%s.key.secret: the worker asks the broker itself, which takes no key of relay: leave it out, or enable listeners.workers" $at) }}{{ end -}}
 {{- if and $worker.ca.secret (not (and $values.listeners.workers.enabled (eq $values.listeners.workers.tls "here"))) }}{{ fail (printf "%s.ca: the worker asks no server over TLS: see listeners.workers" $at) }}{{ end -}}
 {{- if and $worker.doNotDisrupt (not $worker.kubernetes) }}{{ fail (printf "%s.doNotDisrupt: the worker tells it to Kubernetes: say kubernetes = true as well" $at) }}{{ end -}}
 {{- if ne $scaling.kind "none" -}}
@@ -101,6 +103,7 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and (eq $scaling.trigger "aws-sqs-queue") (not (and $values.settings.sqs $values.settings.sqs.enabled)) }}{{ fail (printf "%s.autoscaling.trigger: aws-sqs-queue reads a queue of SQS, and jobs are not kept there (settings.sqs): use the trigger relay" $at) }}{{ end -}}
 {{- if and (eq $scaling.trigger "aws-sqs-queue") (not (and $scaling.sqs.region $scaling.sqs.prefix)) }}{{ fail (printf "%s.autoscaling.sqs: the trigger aws-sqs-queue needs region and prefix" $at) }}{{ end -}}
 {{- if and (eq $scaling.trigger "prometheus") (not $scaling.prometheus.address) }}{{ fail (printf "%s.autoscaling.prometheus.address: the trigger prometheus needs http://HOST:9090" $at) }}{{ end -}}
 {{- end -}}
