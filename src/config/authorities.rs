@@ -18,11 +18,12 @@ const FILE: &str = "client_ca.file";
 const NAMES: &str = "client_ca.names";
 const KEYS: [(&str, Kind); 3] = [("file", Kind::Path), ("names", Kind::List), ("crl", Kind::Path)];
 
-/// Reads the authorities, as far as they can be read, each with its line.
+/// Reads the authorities, as far as they can be read, each with its line. Their values are added to `values`.
 pub(super) fn read(
     reader: &mut Reader<'_>,
     span: Range<usize>,
     value: &Spanned<DeValue<'_>>,
+    values: &mut Vec<(String, Value, usize)>,
 ) -> Vec<(AuthorityFiles, usize)> {
     let mut authorities = Vec::new();
     let entries = reader.entries(CLIENT_CA, span.clone(), value);
@@ -32,14 +33,19 @@ pub(super) fn read(
         return authorities;
     }
     for (table, span) in entries {
-        if let Some(authority) = authority(reader, &span, table) {
+        if let Some(authority) = authority(reader, &span, table, values) {
             authorities.push((authority, reader.line(&span)));
         }
     }
     authorities
 }
 
-fn authority(reader: &mut Reader<'_>, span: &Range<usize>, table: &Table<'_>) -> Option<AuthorityFiles> {
+fn authority(
+    reader: &mut Reader<'_>,
+    span: &Range<usize>,
+    table: &Table<'_>,
+    values: &mut Vec<(String, Value, usize)>,
+) -> Option<AuthorityFiles> {
     let (mut file, mut names, mut crl) = (None, None, None);
     for (key, value) in table {
         let full = format!("{CLIENT_CA}.{}", key.get_ref());
@@ -52,7 +58,9 @@ fn authority(reader: &mut Reader<'_>, span: &Range<usize>, table: &Table<'_>) ->
             reader.mistake(key.span(), &full, "there is no such setting", fix);
             continue;
         };
-        match (*known, reader.value(&full, *kind, value)) {
+        let read = reader.value(&full, *kind, value);
+        values.extend(read.clone().map(|read| (full, read, reader.line(&key.span()))));
+        match (*known, read) {
             ("file", Some(value)) => file = Some(PathBuf::from(value.to_string())),
             ("crl", Some(value)) => crl = Some(PathBuf::from(value.to_string())),
             ("names", Some(Value::List(texts))) => names = Some(patterns(reader, value.span(), &texts)),

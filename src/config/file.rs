@@ -43,7 +43,7 @@ pub(crate) struct File {
     pub(crate) admin_tokens: Vec<AdminToken>,
     /// Its listeners, in the order of the file.
     pub(crate) listeners: Vec<Listener>,
-    /// The values of its bridges, tokens and listeners: `bridge.<name>.<key>`, each with the value and its line.
+    /// The values of its bridges, tokens, listeners and authorities: `bridge.<name>.<key>`, each with the value and its line.
     pub(crate) bridge_values: Vec<(String, Value, usize)>,
     /// The authorities that sign clients' certificates, each with its line.
     pub(crate) authorities: Vec<(AuthorityFiles, usize)>,
@@ -89,7 +89,9 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
         match key.get_ref().as_ref() {
             DEFAULTS => {}
             QUEUE => file.queues = reader.queues(key.span(), value, &defaults),
-            CLIENT_CA => file.authorities = authorities::read(&mut reader, key.span(), value),
+            CLIENT_CA => {
+                file.authorities = authorities::read(&mut reader, key.span(), value, &mut file.bridge_values);
+            }
             BRIDGE => reader.bridges(key.span(), value, &mut file),
             LISTENER => reader.listeners(key.span(), value, &mut file),
             ADMIN_TOKEN => reader.admin_tokens(key.span(), value, &mut file),

@@ -730,3 +730,31 @@ fn a_variable_that_nobody_reads_is_named_by_every_command_that_has_settings_and_
     let slip = slip.env("RELAY_ADMIN_PORT", "7412").output().unwrap();
     assert!(stderr(&slip).contains("nobody reads the variable RELAY_ADMIN_PORT"), "{}", stderr(&slip));
 }
+
+#[test]
+fn authorities_are_shown_with_the_place_of_each_value() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    let text = "[listen]\ntls_cert = \"c\"\ntls_key = \"k\"\nclient_auth = \"optional\"\n\
+                [[client_ca]]\nfile = \"a.pem\"\nnames = [\"spiffe://a.example/*\", \"dns.a.example\"]\ncrl = \"a.crl\"\n\
+                [[client_ca]]\nfile = \"b.pem\"\nnames = [\"*.b.example\"]\n";
+    fs::write(&file, text).unwrap();
+    let output = run(["config", "show", "--json", "--config", file.to_str().unwrap()]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let shown: Value = serde_json::from_str(stdout(&output)).unwrap();
+    let of_authority = |setting: &&Value| setting["key"].as_str().unwrap().starts_with("client_ca.");
+    let settings = shown["settings"].as_array().unwrap().iter().filter(of_authority);
+    let mut found: Vec<_> =
+        settings.map(|of| ["key", "value", "origin"].map(|word| of[word].as_str().unwrap().to_owned())).collect();
+    found.sort();
+    let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mut expected = [
+        ["client_ca.file".to_owned(), place("a.pem"), place("relay.toml:6")],
+        ["client_ca.names".to_owned(), "spiffe://a.example/*,dns.a.example".to_owned(), place("relay.toml:7")],
+        ["client_ca.crl".to_owned(), place("a.crl"), place("relay.toml:8")],
+        ["client_ca.file".to_owned(), place("b.pem"), place("relay.toml:10")],
+        ["client_ca.names".to_owned(), "*.b.example".to_owned(), place("relay.toml:11")],
+    ];
+    expected.sort();
+    assert_eq!(found, expected);
+}
