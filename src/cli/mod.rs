@@ -3,7 +3,8 @@
 //! # Layout
 //!
 //! - [`exit`]: exit codes and the error that ends a command.
-//! - `flags`: the settings of a process as flags; `configured`: what holds of them, with variables and a file.
+//! - `flags`: the settings of a process as flags; `configured`: what holds of them, with variables and a file. `variables`: those of
+//!   arguments that are no settings.
 //! - `output` with `shown`, `logs`, `signals`, `remote`, `policy`, `nats`, `sqs`, `source`, `admin`, `audit`, `traces`, `tls`: what commands share.
 //! - `serve`, `worker`, `bridge`, `dev`: processes that serve until they are stopped.
 //! - `submit` with `inputs`, `result`, `results`, `jobs`, `whoami`, `context`: what a client does.
@@ -69,6 +70,7 @@ mod store;
 mod submit;
 mod tls;
 mod traces;
+mod variables;
 mod whoami;
 mod worker;
 
@@ -250,7 +252,7 @@ fn commands(in_help: bool) -> clap::Command {
 }
 
 fn parse(typed: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
-    let matches = commands(false).try_get_matches_from(typed).map_err(|message| match message.kind() {
+    let matches = variables::in_their_place(commands(false), typed).try_get_matches_from(typed).map_err(|message| match message.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             commands(true).try_get_matches_from(typed).err().unwrap_or(message)
         }

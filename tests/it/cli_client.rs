@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 
-use crate::cli_support::{Running, code, json_lines, relay, run, run_with, stderr, stdout};
+use crate::cli_support::{Running, code, json_lines, nobody, relay, run, run_with, stderr, stdout};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -400,4 +400,51 @@ fn every_command_has_a_manual_page() {
     }
     let first = run(["man"]);
     assert!(stdout(&first).contains(".TH"), "{first:?}");
+}
+
+#[test]
+fn a_flag_goes_before_a_variable_that_excludes_it_and_an_empty_variable_is_not_set() {
+    let dir = tempdir().unwrap();
+    let ([(_held, one), (_also, two)], file) = ([nobody(), nobody()], dir.path().join("contexts.toml"));
+    let text = format!("current = \"here\"\n[context.here]\nserver = \"{one}\"\nadmin = \"{one}\"\n");
+    fs::write(&file, text).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let ended = |variables: &[(&str, &str)], args: &[&str]| {
+        let mut command = relay(args);
+        command.env("RELAY_CONTEXTS", &file).current_dir(&dir).envs(variables.iter().copied());
+        let ended = command.output().unwrap();
+        (code(&ended), stderr(&ended).to_owned())
+    };
+    let empty = ["SERVER", "CONTEXT", "CLIENT", "API_KEY", "CA", "CERTIFICATE", "CERTIFICATE_KEY"];
+    let empty = empty.map(|name| format!("RELAY_{name}"));
+    let empty: Vec<_> = empty.iter().map(|name| (name.as_str(), "")).collect();
+    for (variables, args, asked) in [
+        (&[("RELAY_CONTEXT", "nowhere")][..], &["whoami", "--server", &two][..], &two),
+        (&[("RELAY_SERVER", &two)], &["whoami", "--context", "here"], &one),
+        (&[("RELAY_SERVER", &two), ("RELAY_CONTEXT", "here")], &["whoami"], &two),
+        (&[("RELAY_CLIENT", "a")], &["whoami", "--api-key", "k"], &one),
+        (&[("RELAY_API_KEY", "k")], &["whoami", "--client", "a"], &one),
+        (&[("RELAY_CONTEXT", "nowhere")], &["queues", "list", "--admin-server", &two], &two),
+        (&[("RELAY_ADMIN_SERVER", &two)], &["queues", "list", "--context", "here"], &one),
+        (&[("RELAY_ADMIN_SERVER", &two), ("RELAY_CONTEXT", "here")], &["queues", "list"], &two),
+        (&empty, &["whoami"], &one),
+        (&[("RELAY_ADMIN_SERVER", ""), ("RELAY_ADMIN_TOKEN_FILE", "")], &["queues", "list"], &one),
+    ] {
+        let (code, said) = ended(variables, args);
+        assert_eq!(code, 69, "{variables:?} {args:?}: {said}");
+        assert!(said.contains(&format!("no connection to {asked}")), "{variables:?} {args:?}: {said}");
+    }
+    for (variables, args, expected) in [
+        (&[("RELAY_SERVER", &*two), ("RELAY_API_KEY", "k")][..], &["doctor", "--broker"][..], "no broker is configured"),
+        (&[("RELAY_CONFIG", "")], &["provision"], "no broker is configured"),
+        (&[("RELAY_CONFIG", "")], &["config", "check"], "<FILE>"),
+        (&[("RELAY_KEYS", "")], &["keys", "list"], "keys.toml: can't read the key file"),
+        (&[("RELAY_DATA", "")], &["store", "stats"], "--data <DIR>"),
+        // Each of both excludes the other.
+        (&[("RELAY_CLIENT", "a"), ("RELAY_API_KEY", "k")], &["whoami"], "cannot be used with"),
+    ] {
+        let (code, said) = ended(variables, args);
+        assert_eq!(code, 2, "{variables:?} {args:?}: {said}");
+        assert!(said.contains(expected), "{variables:?} {args:?}: {said}");
+    }
 }
