@@ -9,6 +9,7 @@ use clap::Args;
 use relay_bridge::contract::ClientId;
 use relay_bridge::support::lock;
 
+use super::configured::variable;
 use super::context::read_secret;
 use super::contexts::{Context, Contexts};
 use super::exit::{CliError, Exit};
@@ -157,7 +158,7 @@ impl OperatorArgs {
         let server = self.admin_server.or(admin).unwrap_or_else(|| ADMIN_DEFAULT.to_owned());
         let token = match self.admin_token_file {
             Some(file) => Some(read_secret(&file)?),
-            None => std::env::var(super::admin::TOKEN).ok().filter(|token| !token.is_empty()).or(admin_token),
+            None => variable(super::admin::TOKEN).map(|token| token.trim().to_owned()).or(admin_token),
         };
         Ok(Operator::with_tls(&server, token, &tls)?)
     }

@@ -194,7 +194,8 @@ fn key(typed: Option<String>, file: Option<&Path>, on_broker: bool) -> Result<Op
             Err(CliError::usage("--key: a worker's key is for the server that it connects to")
                 .hint("leave it out, or --nats and --sqs"))
         }
-        (Some(key), _) => Ok(Some(key)),
+        // A variable that is filled from a file has the line end of the file.
+        (Some(key), _) => Ok(Some(key.trim().to_owned())),
         (None, file) => file.map(read_key).transpose(),
     }
 }

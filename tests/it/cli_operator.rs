@@ -124,3 +124,20 @@ fn a_context_has_the_admin_port_and_its_token() {
     assert_eq!(code(&run(&["queues", "list", "--admin-server", &admin])), 2, "named by itself it gets no token");
     dev.stop();
 }
+
+#[test]
+fn a_token_and_a_workers_key_are_taken_with_the_line_end_of_the_files_that_filled_their_variables() {
+    let dir = tempdir().unwrap();
+    let [keys, token] = ["keys.toml", "token"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    let key = run(["keys", "new", "gpu", "--role", "worker", "--file", &keys]);
+    let args = ["serve", "--memory", "--json", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"];
+    let server = Running::start(args.iter().chain(&["--keys", &keys, "--admin", "127.0.0.1:0", "--admin-token-file", &token]));
+    let mut worker = relay(["worker", "--connect", &server.workers(), "--json", "--", "cat"]);
+    worker.env("RELAY_WORKER_KEY", stdout(&key));
+    Running::start_command(worker).stop();
+    let mut asked = relay(["queues", "list", "--admin-server", &admin(&server)]);
+    let asked = asked.env("RELAY_ADMIN_TOKEN", "0123456789abcdef\n").output().unwrap();
+    assert_eq!(code(&asked), 0, "{}", stderr(&asked));
+    server.stop();
+}
