@@ -10,7 +10,7 @@ use serde_json::json;
 use super::configured::{self, Configured, variable};
 use super::contexts::FILE_VARIABLE;
 use super::exit::{CliError, Exit};
-use super::{flags, output};
+use super::{flags, logs, output};
 use crate::config::kind::{Kind, Value};
 use crate::config::layers::{Held, Layer};
 use crate::config::mistake::meant;
@@ -63,7 +63,8 @@ pub(crate) fn run(args: ConfigArgs) -> Result<Exit, CliError> {
     match args.command {
         ConfigCommand::Show { config, json } => show(config, json),
         ConfigCommand::Check { file } => {
-            let read = configured::without_flags("serve", Some(&file))?.file;
+            let Configured { file: read, settings, .. } = configured::without_flags("serve", Some(&file))?;
+            settings.log.filter.as_deref().map(logs::read).transpose()?;
             warn_of_unknown_variables();
             let (settings, queues, bridges) =
                 read.map_or((0, 0, 0), |read| (read.values.len(), read.queues.len(), read.bridges.len()));

@@ -71,6 +71,12 @@ impl Source {
             SourceConfig::Nats(config) => Ok(Self::Nats(provisioned(*config, queues).await?)),
             SourceConfig::Sqs(config) => Ok(Self::Sqs(provisioned_on_sqs(*config, queues).await?)),
             SourceConfig::Tcp { address, key, tls } => {
+                if let Some((scheme, _)) = address.split_once("://").filter(|_| !address.starts_with(TLS_SCHEME)) {
+                    // No name of a host would ever be found in it.
+                    let what = format!("{address}: the worker address of a server has no {scheme}:// in front");
+                    return Err(CliError::usage(what)
+                        .hint("write HOST:PORT, or tls://HOST:PORT: the address that `relay serve --worker-listen` printed"));
+                }
                 let (host, tls) = match address.strip_prefix(TLS_SCHEME) {
                     Some(host) => {
                         tls.check().map_err(CliError::usage)?;

@@ -200,9 +200,24 @@ fn a_worker_waits_for_a_server_that_is_not_up_yet() {
 
 #[test]
 fn a_worker_address_that_is_none_is_wrong_usage_at_once() {
-    let refused = run(["worker", "--connect", "no-port", "--", "cat"]);
-    assert_eq!(code(&refused), 2, "{refused:?}");
-    assert!(stderr(&refused).contains("HOST:PORT"), "{}", stderr(&refused));
+    // Waiting finds none of them.
+    for address in ["no-port", "http://127.0.0.1:7411", "relays://127.0.0.1:7411"] {
+        let refused = run(["worker", "--connect", address, "--", "cat"]);
+        assert_eq!(code(&refused), 2, "{refused:?}");
+        assert!(stderr(&refused).contains("HOST:PORT"), "{}", stderr(&refused));
+    }
+}
+
+#[test]
+fn a_log_filter_that_would_silence_everything_is_refused() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, "[log]\nfilter = \"debgu\"\n").unwrap();
+    for args in [&["config", "check", path(&file)][..], &["keys", "list", "--log", "debgu"]] {
+        let refused = run(args);
+        assert_eq!(code(&refused), 2, "{args:?}: {}", stderr(&refused));
+        assert!(stderr(&refused).contains("`debgu` is no level"), "{args:?}: {}", stderr(&refused));
+    }
 }
 
 #[test]

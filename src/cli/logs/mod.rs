@@ -2,6 +2,7 @@
 
 use std::io;
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::JsonFields;
 
@@ -19,10 +20,7 @@ mod text;
 /// # Errors
 /// A usage error if the filter can't be read.
 pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> Result<(), CliError> {
-    let filter = EnvFilter::try_new(filter.unwrap_or(default)).map_err(|error| {
-        CliError::usage(format!("the log filter can't be read: {error}"))
-            .hint("use a level (error, warn, info, debug, trace) or TARGET=LEVEL, with commas in between")
-    })?;
+    let filter = read(filter.unwrap_or(default))?;
     let colour = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -37,4 +35,37 @@ pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> R
         LogFormat::Json => logs.fmt_fields(JsonFields::new()).event_format(json::Flat).try_init().ok(),
     };
     Ok(())
+}
+
+/// Reads a filter. A word alone is a level: to the library any other one is a target, of which everything is logged and of all others
+/// nothing, so that a slip of the pen would leave no line, not even of an error.
+///
+/// # Errors
+/// A usage error if it can't be read.
+pub(crate) fn read(filter: &str) -> Result<EnvFilter, CliError> {
+    let wrong = |why: &str| {
+        CliError::usage(format!("the log filter can't be read: {why}"))
+            .hint("use a level (error, warn, info, debug, trace) or TARGET=LEVEL, with commas in between")
+    };
+    let words = filter.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains(['=', '[']));
+    for word in words {
+        word.parse::<LevelFilter>().map_err(|_| wrong(&format!("`{word}` is no level")))?;
+    }
+    EnvFilter::try_new(filter).map_err(|error| wrong(&error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_alone_is_a_level() {
+        for filter in ["info", "WARN", "off", "info,async_nats=off", "relay=debug, info", "warn,[job]=trace", ""] {
+            assert!(read(filter).is_ok(), "{filter}");
+        }
+        for (filter, named) in [("verbose", "`verbose`"), ("debgu,audit=off", "`debgu`"), ("relay=loud", "level filter")] {
+            let said = read(filter).unwrap_err().to_string();
+            assert!(said.contains(named), "{filter}: {said}");
+        }
+    }
 }
