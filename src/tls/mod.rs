@@ -6,7 +6,7 @@
 //!   revoked ones.
 //! - `names`: those names, and the one of a certificate that counts.
 //! - `handshake`: a new connection, from its first byte to the end of its handshake.
-//! - `expiry`: until when they are good.
+//! - `expiry`: until when they are good. `pem`: files that can't be read, for people.
 //! - `stream`: a connection with TLS or without.
 
 use std::collections::HashMap;
@@ -29,12 +29,14 @@ pub(crate) mod authorities;
 mod expiry;
 pub(crate) mod handshake;
 pub(crate) mod names;
+mod pem;
 pub(crate) mod stream;
 
 use authorities::{Asking, Authorities};
 pub use expiry::Expiry;
 pub use handshake::{Handshake, HandshakeCounts, Secured};
 pub use names::{InvalidPattern, NamePattern};
+use pem::Wanted;
 
 /// The largest file that is read, in bytes: lists of revoked certificates may be long.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
@@ -233,7 +235,9 @@ impl Snapshot {
 fn certified_key(files: &TlsFiles) -> Result<CertifiedKey, String> {
     let chain = certificates(&files.certificate)?;
     let wrong = |error: &dyn fmt::Display| format!("{}: {error}", files.key.display());
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|error| wrong(&error))?;
+    let bytes = read(&files.key)?;
+    let key = PrivateKeyDer::from_pem_slice(&bytes);
+    let key = key.map_err(|error| wrong(&pem::unreadable(Wanted::Key, &bytes, &error)))?;
     CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
             wrong(&format!("it is not the key of the certificate in {}", files.certificate.display()))
@@ -247,9 +251,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = read(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match found {
-        Ok(found) if found.is_empty() => Err(format!("{}: there is no certificate in it", path.display())),
+        Ok(found) if found.is_empty() => {
+            Err(format!("{}: {}", path.display(), pem::missing(Wanted::Certificate, &bytes)))
+        }
         Ok(found) => Ok(found),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(error) => Err(format!("{}: {}", path.display(), pem::unreadable(Wanted::Certificate, &bytes, &error))),
     }
 }
 
@@ -258,11 +264,9 @@ fn lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, Stri
     let bytes = read(path)?;
     let found: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
     match found {
-        Ok(found) if found.is_empty() => {
-            Err(format!("{}: there is no list of revoked certificates in it", path.display()))
-        }
+        Ok(found) if found.is_empty() => Err(format!("{}: {}", path.display(), pem::missing(Wanted::List, &bytes))),
         Ok(found) => Ok(found),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(error) => Err(format!("{}: {}", path.display(), pem::unreadable(Wanted::List, &bytes, &error))),
     }
 }
 
