@@ -40,7 +40,7 @@ pub(crate) const STORE_FILE: &str = "relay.db";
 Examples:
   relay keys new orders --out orders.key
   relay serve --data ./data --keys keys.toml --worker-listen 127.0.0.1:7411
-  relay serve --data ./data --keys keys.toml --listen 0.0.0.0:7410 --tls-cert relay.pem --tls-key relay.key
+  relay serve --data ./data --keys keys.toml --listen 0.0.0.0:7410 --tls-cert c.pem --tls-key c.key
   relay serve --memory --no-auth                  for trying things out on this machine
   relay serve --nats nats://nats:4222 --keys keys.toml             after `relay provision`
   relay serve --sqs --keys keys.toml                               with DynamoDB
