@@ -103,7 +103,10 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
         const FIRST: &str = "`relay keys new NAME` makes the first key and the file";
         match (&access.keys, &access.clients) {
             (Some(keys), None) => {
-                Authenticator::keys(keys.clone(), clock.clone()).map_err(|error| CliError::from(error).hint(FIRST))?
+                Authenticator::keys(keys.clone(), clock.clone()).map_err(|error| match keys.try_exists() {
+                    Ok(false) => CliError::from(error).hint(FIRST),
+                    _ => error.into(),
+                })?
             }
             (keys, clients) => {
                 let files = Files { keys: keys.clone(), clients: clients.clone() };

@@ -100,7 +100,7 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
                     reader.settings(name, table, &mut file.values);
                 }
             }
-            name => reader.unknown_table(key.span(), name),
+            name => reader.unknown_table(key.span(), name, !matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_))),
         }
     }
     (file, reader.mistakes)
@@ -132,11 +132,13 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown_table(&mut self, span: Range<usize>, name: &str) {
+    /// `is_value`: what has this name is no table, so that a setting without its table may be meant.
+    fn unknown_table(&mut self, span: Range<usize>, name: &str, is_value: bool) {
         let lists = [QUEUE, DEFAULTS, BRIDGE, ADMIN_TOKEN, CLIENT_CA, LISTENER];
         let tables = TABLES.iter().map(|table| table.name).chain(lists);
         let setting = settings::all().find(|setting| setting.key.ends_with(&format!(".{name}")));
         let fix = match (meant(name, tables.clone()), setting) {
+            (Some(table), _) if !is_value => format!("did you mean `{table}`?"),
             (_, Some(setting)) => format!("`{}` is below its table: did you mean that?", setting.key),
             (Some(table), None) => format!("did you mean `{table}`?"),
             (None, None) => format!("there are {}", tables.collect::<Vec<_>>().join(", ")),

@@ -163,6 +163,18 @@ fn a_server_of_the_pages_that_others_can_reach_is_refused_for_nothing_but_its_mi
 }
 
 #[test]
+fn only_a_key_file_that_is_not_there_is_to_be_made() {
+    let dir = tempdir().unwrap();
+    let keys = dir.path().join("keys.toml");
+    let refused = || run(["serve", "--memory", "--listen", "127.0.0.1:0", "--keys", path(&keys)]);
+    assert!(stderr(&refused()).contains("makes the first key"), "{}", stderr(&refused()));
+    fs::write(&keys, "nonsense").unwrap();
+    let told = refused();
+    assert_eq!(code(&told), 2, "{}", stderr(&told));
+    assert!(stderr(&told).contains("keys.toml:1: ") && !stderr(&told).contains("hint:"), "{}", stderr(&told));
+}
+
+#[test]
 fn a_server_that_is_not_there_is_exit_code_69() {
     let (_held, server) = nobody();
     for args in [

@@ -291,6 +291,7 @@ fn what_contradicts_something_else_is_a_mistake() {
             &["relay.toml:3", "duplicate key", "leave one of them out"],
         ),
         ("data = \"x\"", &["did you mean", "store.data"]),
+        ("[[queues]]\nname = \"a\"", &["relay.toml:1: queues", "did you mean `queue`?"]),
         ("[worker]\nslot = 2", &["relay.toml:2: worker.slot", "did you mean `slots`?"]),
         ("[worker]\ndrain = 30", &["worker.drain", "write \"30s\""]),
         ("[worker]\ncommand = \"./handle\"", &["worker.command", "in brackets"]),
