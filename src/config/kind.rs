@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     Choice(&'static [(&'static str, &'static str)]),
     /// Several texts.
     List,
+    /// A program with its arguments, each as it is written: a script may have several lines.
+    Command,
     /// A queue's name.
     Queue,
     /// Queues of a worker, each `NAME` or `NAME=WEIGHT`.
@@ -134,6 +136,15 @@ impl Kind {
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
+            (Self::Command, DeValue::Array(values)) => {
+                let words = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
+                let words: Option<Vec<_>> = words.collect();
+                let fits = |words: &Vec<String>| {
+                    words.first().is_some_and(|program| is_plain(program)) && !words.iter().any(|word| word.contains('\0'))
+                };
+                let not = || not(format!("write a program and its arguments: {}", self.example()));
+                words.filter(fits).map(Value::List).ok_or_else(not)
+            }
             (_, DeValue::Array(values)) if self.is_list() => {
                 let texts = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
                 let texts: Option<Vec<_>> = texts.collect();
@@ -173,6 +184,7 @@ impl Kind {
         matches!(
             self,
             Self::List
+                | Self::Command
                 | Self::Clients
                 | Self::ContentTypes
                 | Self::WeightedQueues
@@ -190,6 +202,7 @@ impl Kind {
             Self::ClientShares => "[\"shop=50\", \"mail=10\"]",
             Self::AddressRanges => "[\"10.0.1.7\", \"10.0.2.0/28\"]",
             Self::Variables => "[\"AWS_*\", \"MY_TOKEN\"]",
+            Self::Command => "[\"./handle\", \"--fast\"]",
             _ => "[\"a\", \"b\"]",
         }
     }
@@ -310,7 +323,7 @@ impl fmt::Display for Kind {
             Self::Choice(words) => {
                 write!(f, "one of {}", words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "))
             }
-            Self::List => f.write_str("a list of texts"),
+            Self::List | Self::Command => f.write_str("a list of texts"),
             Self::Queue => f.write_str("a queue's name"),
             Self::WeightedQueues => f.write_str("a list of queues, with weights or without"),
             Self::ClientShares => f.write_str("a list of clients with their shares"),

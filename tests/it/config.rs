@@ -295,6 +295,8 @@ fn what_contradicts_something_else_is_a_mistake() {
         ("[worker]\nslot = 2", &["relay.toml:2: worker.slot", "did you mean `slots`?"]),
         ("[worker]\ndrain = 30", &["worker.drain", "write \"30s\""]),
         ("[worker]\ncommand = \"./handle\"", &["worker.command", "in brackets"]),
+        ("[worker]\ncommand = [\"\", \"a\"]", &["worker.command", "a program and its arguments"]),
+        ("[worker]\ncommand = [\"a\", 1]", &["worker.command", "a program and its arguments"]),
         ("[worker]\nqueues = [\"a\", \"b=0\"]", &["worker.queues", "the weight in `b=0`", "urgent=5"]),
         ("[worker]\nqueues = [\"a\", \"a=2\"]", &["worker.queues", "twice"]),
         ("[worker]\nqueues = [\"a=2\"]\norder = \"strict\"", &["relay.toml:2: worker.queues", "leave the weights out"]),
@@ -320,6 +322,8 @@ fn what_contradicts_something_else_is_a_mistake() {
     }
     let whole = "[nats]\nservers = [\"nats://a\"]\nno_listen = false\n[store]\nmemory = false\n[[queue]]\nname = \"q\"";
     assert_eq!(check(whole).0, 0, "what is false is not set");
+    let command = "[worker]\ncommand = [\"sh\", \"-c\", \"\"\"\nset -e\n\ttr a-z A-Z\n\"\"\", \"\"]\n";
+    assert_eq!(check(command), (0, "relay.toml is right: 1 settings, 0 queues, 0 bridges\n".to_owned()));
 }
 
 /// Which of the folders has a store.

@@ -220,7 +220,7 @@ table! {
         /// Run this command for each job: payload on stdin, `RELAY_JOB_ID` and the like in its environment, result from
         /// its stdout. Exit code 0 is success, 64 to 66 reject the job for good, others are tried again; the end of stderr
         /// explains a failure
-        command: Vec<String> = value("", "", "COMMAND", Kind::List).under("Handler");
+        command: Vec<String> = value("", "", "COMMAND", Kind::Command).under("Handler");
         /// Let handlers inherit these variables of the worker although they may hold its credentials, such as `AWS_*`; `*` stands
         /// for any text. Others of `OTEL_*HEADERS`, and of `AWS_*` where the worker itself uses SQS, are withheld, and `RELAY_*`
         /// always
