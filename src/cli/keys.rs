@@ -66,7 +66,8 @@ impl OutArgs {
         };
         let file = SecretFile::create(path).map_err(refused)?;
         if file.is_at(keys) {
-            let told = CliError::usage(format!("--out {}: this is the key file itself, and has no secrets", path.display()));
+            let told =
+                CliError::usage(format!("--out {}: this is the key file itself, and has no secrets", path.display()));
             return Err(told.hint("name a file for the key alone, such as NAME.key"));
         }
         Ok(Some(file))

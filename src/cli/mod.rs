@@ -252,12 +252,15 @@ fn commands(in_help: bool) -> clap::Command {
 }
 
 fn parse(typed: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
-    let matches = variables::in_their_place(commands(false), typed).try_get_matches_from(typed).map_err(|message| match message.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            commands(true).try_get_matches_from(typed).err().unwrap_or(message)
-        }
-        _ => message,
-    })?;
+    let matches =
+        variables::in_their_place(commands(false), typed).try_get_matches_from(typed).map_err(
+            |message| match message.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    commands(true).try_get_matches_from(typed).err().unwrap_or(message)
+                }
+                _ => message,
+            },
+        )?;
     Ok((Cli::from_arg_matches(&matches)?, matches))
 }
 

@@ -74,8 +74,9 @@ impl Source {
                 if let Some((scheme, _)) = address.split_once("://").filter(|_| !address.starts_with(TLS_SCHEME)) {
                     // No name of a host would ever be found in it.
                     let what = format!("{address}: the worker address of a server has no {scheme}:// in front");
-                    return Err(CliError::usage(what)
-                        .hint("write HOST:PORT, or tls://HOST:PORT: the address that `relay serve --worker-listen` printed"));
+                    return Err(CliError::usage(what).hint(
+                        "write HOST:PORT, or tls://HOST:PORT: the address that `relay serve --worker-listen` printed",
+                    ));
                 }
                 let (host, tls) = match address.strip_prefix(TLS_SCHEME) {
                     Some(host) => {

@@ -100,7 +100,11 @@ pub(crate) fn read(path: &Path, text: &str) -> (File, Vec<Mistake>) {
                     reader.settings(name, table, &mut file.values);
                 }
             }
-            name => reader.unknown_table(key.span(), name, !matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_))),
+            name => reader.unknown_table(
+                key.span(),
+                name,
+                !matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_)),
+            ),
         }
     }
     (file, reader.mistakes)

@@ -140,7 +140,8 @@ impl Kind {
                 let words = values.iter().map(|value| value.get_ref().as_str().map(str::to_owned));
                 let words: Option<Vec<_>> = words.collect();
                 let fits = |words: &Vec<String>| {
-                    words.first().is_some_and(|program| is_plain(program)) && !words.iter().any(|word| word.contains('\0'))
+                    words.first().is_some_and(|program| is_plain(program))
+                        && !words.iter().any(|word| word.contains('\0'))
                 };
                 let not = || not(format!("write a program and its arguments: {}", self.example()));
                 words.filter(fits).map(Value::List).ok_or_else(not)

@@ -435,7 +435,11 @@ fn a_flag_goes_before_a_variable_that_excludes_it_and_an_empty_variable_is_not_s
         assert!(said.contains(&format!("no connection to {asked}")), "{variables:?} {args:?}: {said}");
     }
     for (variables, args, expected) in [
-        (&[("RELAY_SERVER", &*two), ("RELAY_API_KEY", "k")][..], &["doctor", "--broker"][..], "no broker is configured"),
+        (
+            &[("RELAY_SERVER", &*two), ("RELAY_API_KEY", "k")][..],
+            &["doctor", "--broker"][..],
+            "no broker is configured",
+        ),
         (&[("RELAY_CONFIG", "")], &["provision"], "no broker is configured"),
         (&[("RELAY_CONFIG", "")], &["config", "check"], "<FILE>"),
         (&[("RELAY_KEYS", "")], &["keys", "list"], "keys.toml: can't read the key file"),

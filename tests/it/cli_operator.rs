@@ -132,7 +132,8 @@ fn a_token_and_a_workers_key_are_taken_with_the_line_end_of_the_files_that_fille
     fs::write(&token, "0123456789abcdef\n").unwrap();
     let key = run(["keys", "new", "gpu", "--role", "worker", "--file", &keys]);
     let args = ["serve", "--memory", "--json", "--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"];
-    let server = Running::start(args.iter().chain(&["--keys", &keys, "--admin", "127.0.0.1:0", "--admin-token-file", &token]));
+    let server =
+        Running::start(args.iter().chain(&["--keys", &keys, "--admin", "127.0.0.1:0", "--admin-token-file", &token]));
     let mut worker = relay(["worker", "--connect", &server.workers(), "--json", "--", "cat"]);
     worker.env("RELAY_WORKER_KEY", stdout(&key));
     Running::start_command(worker).stop();

@@ -3,7 +3,7 @@
 use std::process::Output;
 
 use crate::aws_support::on_sqs;
-use crate::cli_support::{Running, code, json_lines, relay, stderr, stdout};
+use crate::cli_support::{Running, code, json_lines, nobody, relay, stderr, stdout};
 use relay_conformance::testing::{AwsEmulator, AwsFault, AwsProxy};
 
 fn run(emulator: &AwsEmulator, args: &[&str], rest: &[&str]) -> Output {
@@ -326,4 +326,23 @@ fn jobs_are_kept_in_one_place() {
         let args = ["serve", "--no-auth", "--sqs"].iter().chain(other);
         assert_eq!(code(&crate::cli_support::run(args)), 2, "{other:?}");
     }
+}
+
+#[test]
+fn a_call_that_has_no_answer_is_told_with_the_cause_and_one_without_credentials_as_such() {
+    let (_held, nobody) = nobody();
+    let asked = |credentials: &[(&str, &str)]| {
+        let mut command = relay(["provision", "--sqs", "--sqs-region", "eu-central-1", "--sqs-endpoint", &nobody]);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+            command.env_remove(name);
+        }
+        command.env("HOME", "/nowhere").env("AWS_EC2_METADATA_DISABLED", "true").envs(credentials.iter().copied());
+        let ended = command.output().unwrap();
+        assert_eq!(code(&ended), 69, "{}", stderr(&ended));
+        stderr(&ended).to_owned()
+    };
+    let said = asked(&[("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]);
+    assert!(said.contains("AWS did not answer: Connection refused"), "{said}");
+    let said = asked(&[]);
+    assert!(said.contains("there are no credentials for AWS"), "{said}");
 }

@@ -63,7 +63,9 @@ mod tests {
         for filter in ["info", "WARN", "off", "info,async_nats=off", "relay=debug, info", "warn,[job]=trace", ""] {
             assert!(read(filter).is_ok(), "{filter}");
         }
-        for (filter, named) in [("verbose", "`verbose`"), ("debgu,audit=off", "`debgu`"), ("relay=loud", "level filter")] {
+        for (filter, named) in
+            [("verbose", "`verbose`"), ("debgu,audit=off", "`debgu`"), ("relay=loud", "level filter")]
+        {
             let said = read(filter).unwrap_err().to_string();
             assert!(said.contains(named), "{filter}: {said}");
         }

@@ -113,11 +113,22 @@ where
         SdkError::DispatchFailure(failure) if failure.as_connector_error().is_none() => {
             (BrokerErrorKind::Unauthorized, "no credentials were found for AWS".to_owned())
         }
-        _ if effect == Effect::Write => (BrokerErrorKind::Ambiguous, "AWS did not answer".to_owned()),
-        _ => (BrokerErrorKind::Unavailable, "AWS did not answer".to_owned()),
+        _ if effect == Effect::Write => (BrokerErrorKind::Ambiguous, unanswered(&error)),
+        _ => (BrokerErrorKind::Unavailable, unanswered(&error)),
     };
     let told = format!("{}", DisplayErrorContext(&error));
     BrokerError::new(kind, operation, what).with_source(told)
+}
+
+/// What is known of a call that has no answer: the innermost cause, and whether the call had credentials.
+fn unanswered(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+    let causes: Vec<_> = causes.collect();
+    let cause = causes.last().map_or("", String::as_str);
+    if causes.iter().any(|cause| cause.contains("credential")) {
+        return format!("there are no credentials for AWS, or they can't be loaded: {cause}");
+    }
+    format!("AWS did not answer: {cause}")
 }
 
 /// The kind of error that a code of a refusal means to the caller.
