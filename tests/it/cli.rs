@@ -129,7 +129,7 @@ fn without_authentication_only_loopback_is_possible() {
 
 /// The arguments of every `relay serve` in a text, whose lines may go on after `\`, or be a list as in a compose file.
 fn servers_of(text: &str) -> Vec<Vec<String>> {
-    let text = text.replace("\\\n", " ").replace("\n      - ", " ").replace("- serve ", "relay serve ");
+    let text = text.replace("\\\n", " ").replace("\n      - serve\n", "\nrelay serve\n").replace("\n      - ", " ");
     let command = |line: &str| {
         let (_, arguments) = line.split_once("relay serve ")?;
         let arguments = arguments.split(['#', '`']).next()?;
