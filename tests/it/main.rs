@@ -21,6 +21,7 @@ mod cli_waiting;
 mod client_feature;
 mod clients;
 mod config;
+mod config_told;
 mod conformance_remote;
 mod demo;
 mod doctor;
