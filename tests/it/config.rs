@@ -617,19 +617,6 @@ fn a_variable_that_is_no_text_is_refused_and_an_empty_one_is_not_set() {
 }
 
 #[test]
-fn a_variable_that_nobody_reads_is_named() {
-    let dir = tempdir().unwrap();
-    let file = dir.path().join("relay.toml");
-    fs::write(&file, "").unwrap();
-    let mut command = relay(["config", "check", file.to_str().unwrap()]);
-    let output = command.env("RELAY_LISTN", "127.0.0.1:1").env("RELAY_DATA", "x").output().unwrap();
-    assert_eq!(code(&output), 0);
-    let said = stderr(&output);
-    assert!(said.contains("RELAY_LISTN") && said.contains("did you mean RELAY_LISTEN?"), "{said}");
-    assert!(!said.contains("RELAY_DATA"), "{said}");
-}
-
-#[test]
 fn the_reference_in_the_docs_is_the_one_that_the_command_prints() {
     let printed = run(["config", "reference"]);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");

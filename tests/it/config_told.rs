@@ -69,3 +69,16 @@ fn authorities_are_shown_with_the_place_of_each_value() {
     expected.sort();
     assert_eq!(found, expected);
 }
+
+#[test]
+fn a_variable_that_nobody_reads_is_named() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, "").unwrap();
+    let mut command = relay(["config", "check", file.to_str().unwrap()]);
+    let output = command.env("RELAY_LISTN", "127.0.0.1:1").env("RELAY_DATA", "x").output().unwrap();
+    assert_eq!(code(&output), 0);
+    let said = stderr(&output);
+    assert!(said.contains("RELAY_LISTN") && said.contains("did you mean RELAY_LISTEN?"), "{said}");
+    assert!(!said.contains("RELAY_DATA"), "{said}");
+}
