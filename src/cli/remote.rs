@@ -173,12 +173,26 @@ pub(crate) async fn operate<T, F: Future<Output = Result<T, ClientError>>>(
     call: impl FnMut() -> F,
 ) -> Result<T, CliError> {
     patience.repeat(true, call, away(patience)).await.map_err(|error| match error {
-        ClientError::Unreachable { .. } => CliError::unavailable(error.to_string()).hint(
-            "this is about the admin port: start the server with --admin 127.0.0.1:7412, or name its port with \
-             --admin-server, RELAY_ADMIN_SERVER or a context",
-        ),
+        ClientError::Unreachable { ref detail, .. } => {
+            const NOBODY: &str = "this is about the admin port: start the server with --admin 127.0.0.1:7412, or name its port \
+                 with --admin-server, RELAY_ADMIN_SERVER or a context";
+            CliError::unavailable(error.to_string()).hint(of_tls(detail).unwrap_or(NOBODY))
+        }
         error => error.into(),
     })
+}
+
+/// The way out where somebody is at the address, and TLS with them does not come about.
+fn of_tls(detail: &str) -> Option<&'static str> {
+    // As rustls says it.
+    let detail = detail.to_ascii_lowercase();
+    if detail.contains("invalidcontenttype") {
+        return Some("this port speaks no TLS: write http:// in place of https://");
+    }
+    (detail.contains("certificate") || detail.contains("issuer")).then_some(
+        "name the file of the authority that signed the server's certificate with --ca, and the server by a name that is in the \
+         certificate",
+    )
 }
 
 /// Says once, after a second, that the server is away and for how long it is tried.
@@ -220,9 +234,11 @@ impl From<ClientError> for CliError {
         };
         let told = Self::new(exit, error.to_string());
         match &error {
-            ClientError::Unreachable { .. } => told.hint(
-                "start a server with `relay dev -- COMMAND`, or name one with --server, RELAY_SERVER or a context",
-            ),
+            ClientError::Unreachable { detail, .. } => {
+                const NOBODY: &str =
+                    "start a server with `relay dev -- COMMAND`, or name one with --server, RELAY_SERVER or a context";
+                told.hint(of_tls(detail).unwrap_or(NOBODY))
+            }
             ClientError::Refused { problem, .. } if problem.slug == Slug::Unauthenticated => told.hint(
                 "give a key with --api-key, RELAY_API_KEY or a context; operators a token with --admin-token-file",
             ),

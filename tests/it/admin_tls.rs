@@ -51,6 +51,7 @@ async fn operators_come_over_tls_with_either_http_and_clear_text_is_told_so() {
     assert_eq!(code(&asked), 0, "{}", stderr(&asked));
     let untrusted = run(["queues", "list", "--admin-server", &server]);
     assert_ne!(code(&untrusted), 0, "its authority is not the system's");
+    assert!(stderr(&untrusted).contains("with --ca"), "{}", stderr(&untrusted));
 
     let mut plain = TcpStream::connect(address).await.unwrap();
     plain.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();

@@ -452,3 +452,14 @@ fn a_flag_goes_before_a_variable_that_excludes_it_and_an_empty_variable_is_not_s
         assert!(said.contains(expected), "{variables:?} {args:?}: {said}");
     }
 }
+
+#[test]
+fn an_address_with_tls_for_a_port_without_it_is_told_how_to_write_it() {
+    let dev = Running::dev(&[], "cat");
+    let server = dev.url().replace("http://", "https://");
+    for args in [["whoami", "--server", &server].as_slice(), &["queues", "list", "--admin-server", &server]] {
+        let told = run(args);
+        assert_eq!(code(&told), 69);
+        assert!(stderr(&told).contains("write http:// in place of https://"), "{}", stderr(&told));
+    }
+}
