@@ -103,6 +103,17 @@ impl Raw {
         raw
     }
 
+    /// The next message that is no ping.
+    async fn next(&mut self) -> FromServer {
+        loop {
+            let frame = self.from.next().await.unwrap().expect("a message");
+            match FromServer::decode(&frame).unwrap() {
+                FromServer::Ping(_) => {}
+                message => return message,
+            }
+        }
+    }
+
     async fn send(&mut self, message: &FromWorker) {
         let mut bytes = BytesMut::new();
         message.encode(&mut bytes);
@@ -292,6 +303,29 @@ async fn peers_that_say_no_hello_keep_no_worker_out() {
     two.submit("q1", 10).await;
     assert_eq!(worker.lease(&request("q1", 1)).await.unwrap().len(), 1);
     drop(silent);
+}
+
+#[tokio::test]
+async fn the_connections_of_one_key_keep_no_worker_of_another_out() {
+    /// As many as the listener takes.
+    const ALL: usize = 1_024;
+    // A line for each of them would fill the pipe, which nobody reads.
+    let two = Two::start(&["--log", "warn"]);
+    let address = two.attacked.server.workers();
+    let mut greedy = Vec::new();
+    for at in 0..ALL {
+        greedy.push(Raw::welcomed(&address, &two.keys[0], &format!("g{at}")).await);
+    }
+    let worker = two.worker(1).await;
+    two.submit("q2", 10).await;
+    assert_eq!(worker.lease(&request("q2", 1)).await.unwrap().len(), 1);
+    let told = greedy[ALL - 1].next().await;
+    assert!(matches!(&told, FromServer::Error { id: None, error } if *error.slug == *"overloaded"), "{told:?}");
+    two.submit("q1", 10).await;
+    let still = FromWorker::Request { id: 1, request: Request::Lease(request("q1", 1)) };
+    greedy[0].send(&still).await;
+    let answer = greedy[0].next().await;
+    assert!(matches!(answer, FromServer::Response { id: 1, .. }), "the others go on: {answer:?}");
 }
 
 #[tokio::test]

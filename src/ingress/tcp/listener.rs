@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use relay_bridge::contract::wire::FRAME_MAX;
 
 use super::memory::Memory;
+use super::places::Places;
 use super::{WorkerLimits, WorkerListener, session};
 use crate::evicting::{EvictingPool, Member};
 use crate::ingress::front::{Bound, Front, keep_alive};
@@ -35,7 +35,7 @@ pub(super) struct Stop {
 pub(super) struct Door {
     pub(super) front: Arc<Front>,
     /// The places of workers.
-    pub(super) places: Arc<Semaphore>,
+    pub(super) places: Arc<Places>,
     /// The place of a peer that is not known yet.
     pub(super) unknown: Member,
     pub(super) memory: Memory,
@@ -43,7 +43,7 @@ pub(super) struct Door {
 
 /// The places and the memory of workers, whichever listener they come by.
 struct Rooms {
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     unknown: EvictingPool,
     memory: Memory,
 }
@@ -88,9 +88,8 @@ impl WorkerListener {
 
 impl Rooms {
     fn new(limits: &WorkerLimits) -> Self {
-        let permits = usize::try_from(limits.connections_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self {
-            places: Arc::new(Semaphore::new(permits)),
+            places: Places::new(limits.connections_max),
             unknown: EvictingPool::new(usize::try_from(limits.unknown_max).unwrap_or(usize::MAX)),
             memory: Memory::new(limits.bytes, limits.frame_max.min(FRAME_MAX)),
         }

@@ -16,6 +16,7 @@
 //! - [`client`]: the client role, which has connections of its own.
 //! - `audited`: the lines about sessions.
 //! - `memory`: the bytes that connections may hold.
+//! - `places`: the places of workers, which those of one key can't keep from others.
 //! - `writer`: the messages that go back, and their fate when nobody reads; `writing`: a batch of them, of either role.
 
 mod arriving;
@@ -26,6 +27,7 @@ mod hello;
 mod leaving;
 mod listener;
 mod memory;
+mod places;
 mod requests;
 mod session;
 mod writer;
@@ -88,8 +90,8 @@ impl WorkerGrant {
 /// The limits of one listener. The numbers for a connection are told to the worker in the welcome.
 #[derive(Clone, Debug)]
 pub struct WorkerLimits {
-    /// Connections of workers at a time; one more waits for a place as long as it may take for its hello, and is told
-    /// `overloaded` then. Default 1,024.
+    /// Connections of workers at a time. One more takes the place of the newest one under the key that has most, if its own key has
+    /// fewer; else it waits for a place as long as it may take for its hello, and is told `overloaded` then. Default 1,024.
     pub connections_max: u32,
     /// Connections at a time that have said no good hello yet. One more takes the place of the oldest. Default 256.
     pub unknown_max: u32,

@@ -16,7 +16,7 @@ use relay_bridge::error::BrokerErrorKind as Kind;
 use relay_remote::stream::{FrameReader, ReadError, write_out};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{self, Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +27,7 @@ use super::first::{self, Refused};
 use super::hello::{self, Admitted};
 use super::listener::{Door, Stop};
 use super::memory::{self, ConnectionMemory, Share};
+use super::places::{Place, Places};
 use super::writer::{self, Outgoing};
 use super::{WorkerGrant, WorkerListener};
 use crate::audit::record;
@@ -74,7 +75,7 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
         () = stop.drain.cancelled() => Err(Refused::Silent("the server is stopping")),
     };
     drop(unknown);
-    let (admitted, _place) = match admitted {
+    let (admitted, place) = match admitted {
         Ok(admitted) => admitted,
         Err(Refused::Silent(why)) => return tracing::debug!(%peer, why, "a connection came to nothing"),
         Err(Refused::Http) => return linger(from, to, first::no_http(false).as_bytes()).await,
@@ -125,6 +126,10 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
     let mut end = tokio::select! {
         end = reading.run(&mut from) => end,
         () = &mut withdrawn => End { abrupt: true, ..End::refused(certificate_ended()) },
+        () = place.evicted.cancelled() => {
+            let detail = "a worker of another key needs its place: too many are connected under this key".to_owned();
+            End { abrupt: true, ..End::refused(overloaded(detail)) }
+        }
     };
     if session.grant.credential.has_ended() {
         // Whichever was noticed first. Deliveries that were not written yet are handed back.
@@ -151,12 +156,12 @@ async fn enter<R: AsyncRead + Unpin>(
     server: &WorkerListener,
     from: &mut FrameReader<R>,
     presented: Presented<'_>,
-    places: Arc<Semaphore>,
-) -> Result<(Admitted, OwnedSemaphorePermit), Refused> {
+    places: Arc<Places>,
+) -> Result<(Admitted, Place), Refused> {
     let admitted = hello::admit(server, from, presented).await?;
-    match time::timeout(server.limits.hello_timeout, places.acquire_owned()).await {
-        Ok(Ok(place)) => Ok((admitted, place)),
-        Ok(Err(_)) | Err(_) => {
+    match places.enter(admitted.grant.key.as_ref(), server.limits.hello_timeout).await {
+        Some(place) => Ok((admitted, place)),
+        None => {
             let most = server.limits.connections_max;
             let detail = format!("{most} workers are connected, the most that this server takes: connect again");
             Err(Refused::Told(overloaded(detail)))
