@@ -183,15 +183,15 @@ pub(crate) async fn operate<T, F: Future<Output = Result<T, ClientError>>>(
 }
 
 /// The way out where somebody is at the address, and TLS with them does not come about.
-fn of_tls(detail: &str) -> Option<&'static str> {
+pub(crate) fn of_tls(detail: &str) -> Option<&'static str> {
     // As rustls says it.
     let detail = detail.to_ascii_lowercase();
     if detail.contains("invalidcontenttype") {
         return Some("this port speaks no TLS: write http:// in place of https://");
     }
     (detail.contains("certificate") || detail.contains("issuer")).then_some(
-        "name the file of the authority that signed the server's certificate with --ca, and the server by a name that is in the \
-         certificate",
+        "the server's certificate is not good for this name, or its CA is not known here: name the CA's file with --ca, and \
+         use a name that is in the certificate",
     )
 }
 

@@ -9,6 +9,7 @@ use relay_bridge::contract::{Outcome, QueueName};
 
 use super::step::Failure;
 use crate::api::{ECHO_BYTES_MAX, Slug, Whoami};
+use crate::cli::remote::of_tls;
 use crate::cli::values::show_size;
 use crate::client::{Client, ClientError, NewJob, Submitted};
 
@@ -178,11 +179,9 @@ fn failed(error: &ClientError) -> Failure {
 
 /// The way out where an address takes connections, and TLS does not come about on them.
 fn handshake_hint(detail: &str) -> &'static str {
-    let detail = detail.to_ascii_lowercase();
-    if detail.contains("certificate") || detail.contains("issuer") {
-        "the server's certificate is not good for this name, or its CA is not known here: name the CA's file with --ca, and \
-         use a name that is in the certificate"
-    } else if detail.contains("timed out") {
+    if let Some(hint) = of_tls(detail) {
+        hint
+    } else if detail.to_ascii_lowercase().contains("timed out") {
         "the first packets of TLS are large, and are lost on the way: let ICMP type 3 code 4 through (security groups, firewalls), \
          or lower the interface's MTU"
     } else {

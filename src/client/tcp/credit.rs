@@ -55,37 +55,19 @@ impl Credit {
 
 #[cfg(test)]
 mod tests {
-    use relay_bridge::contract::{JobId, Outcome, RunId, Timestamp};
-
+    use super::super::tests::result;
     use super::*;
 
-    fn result(payload: Body) -> WireResult {
-        WireResult {
-            cursor: "1".to_owned(),
-            job: JobId::from_bytes([1; 16]),
-            run: RunId::from_bytes([2; 16]),
-            generation: 1,
-            queue: "mail".parse().unwrap(),
-            key: None,
-            meta: Default::default(),
-            outcome: Outcome::Succeeded,
-            attempt: 1,
-            content_type: "text/plain".to_owned(),
-            payload,
-            failure: None,
-            accepted_at: Timestamp::EPOCH,
-            started_at: None,
-            finished_at: Timestamp::EPOCH,
-            traceparent: None,
-        }
+    fn with(payload: Body) -> WireResult {
+        result("1", payload)
     }
 
     #[test]
     fn no_result_gives_a_server_more_credit_than_it_began_with() {
         let mut credit = Credit::new(3, 100);
-        assert!(credit.spend(&result(Body::Here(vec![0; 30].into()))));
-        assert!(credit.spend(&result(Body::TooLarge(u64::MAX))), "the last one may be larger than what is left");
-        assert!(!credit.spend(&result(Body::Erased)), "no bytes are left");
+        assert!(credit.spend(&with(Body::Here(vec![0; 30].into()))));
+        assert!(credit.spend(&with(Body::TooLarge(u64::MAX))), "the last one may be larger than what is left");
+        assert!(!credit.spend(&with(Body::Erased)), "no bytes are left");
         assert_eq!((credit.give_back(1), credit.give_back(7), credit.give_back(1)), (30, 1 << 40, 0));
         assert_eq!((credit.results, credit.bytes, credit.taken.len()), (3, 100, 0));
     }
@@ -93,7 +75,7 @@ mod tests {
     #[test]
     fn a_server_is_never_short_of_what_it_counts_while_credit_is_on_its_way() {
         // When the server sends 50 it has 10 left, and 90 are on their way to it.
-        let (mut credit, payload) = (Credit::new(9, 100), |bytes| result(Body::Here(vec![0; bytes].into())));
+        let (mut credit, payload) = (Credit::new(9, 100), |bytes| with(Body::Here(vec![0; bytes].into())));
         assert!(credit.spend(&payload(90)));
         assert_eq!(credit.give_back(1), 90);
         assert!(credit.spend(&payload(50)));
@@ -105,8 +87,8 @@ mod tests {
     #[test]
     fn a_server_has_no_more_results_than_its_credit() {
         let mut credit = Credit::new(1, 100);
-        assert!(credit.spend(&result(Body::Erased)) && !credit.spend(&result(Body::Erased)));
+        assert!(credit.spend(&with(Body::Erased)) && !credit.spend(&with(Body::Erased)));
         assert_eq!(credit.give_back(1), 0);
-        assert!(credit.spend(&result(Body::Erased)));
+        assert!(credit.spend(&with(Body::Erased)));
     }
 }

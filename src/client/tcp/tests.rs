@@ -57,9 +57,10 @@ fn connection() -> Connection {
     Connection::new(&welcome, Duration::from_secs(600))
 }
 
-fn result(place: u32) -> WireResult {
+/// A result of a job that succeeded.
+pub(super) fn result(cursor: &str, payload: Body) -> WireResult {
     WireResult {
-        cursor: format!("s.{place}"),
+        cursor: cursor.to_owned(),
         job: JobId::from_bytes([1; 16]),
         run: RunId::from_bytes([2; 16]),
         generation: 1,
@@ -69,7 +70,7 @@ fn result(place: u32) -> WireResult {
         outcome: Outcome::Succeeded,
         attempt: 1,
         content_type: "text/plain".to_owned(),
-        payload: Body::Here(Default::default()),
+        payload,
         failure: None,
         accepted_at: Timestamp::EPOCH,
         started_at: None,
@@ -112,7 +113,12 @@ async fn a_reader_that_takes_nothing_while_others_results_are_passed_over_still_
         // As a server tells it for each result that the filter leaves out.
         ToClient::Position { id, cursor: format!("p.{passed}") }.encode(&mut sent);
         if passed >= 98 {
-            ToClient::Result { id, replayed: false, result: Box::new(result(passed)) }.encode(&mut sent);
+            ToClient::Result {
+                id,
+                replayed: false,
+                result: Box::new(result(&format!("s.{passed}"), Body::Here(Default::default()))),
+            }
+            .encode(&mut sent);
         }
     }
     ToClient::Followed { id, cursor: None, reason: "going-away".to_owned() }.encode(&mut sent);
@@ -139,7 +145,8 @@ async fn a_large_answer_that_comes_slowly_is_no_silence_and_one_that_stops_comin
     let mut asked = std::pin::pin!(connection.ask(wait, Duration::from_secs(3_600)));
     assert!(futures_util::poll!(&mut asked).is_pending());
     let mut answer = BytesMut::new();
-    ToClient::Result { id: 1, replayed: false, result: Box::new(result(1)) }.encode(&mut answer);
+    ToClient::Result { id: 1, replayed: false, result: Box::new(result("s.1", Body::Here(Default::default()))) }
+        .encode(&mut answer);
     let reads = connection.read(FrameReader::new(from, FRAME_MAX), CancellationToken::new());
     let sends = async {
         for part in answer.chunks(answer.len().div_ceil(4)) {

@@ -1,5 +1,6 @@
 //! The Rust client against a real relay: the same calls over both protocols, and what is between is lost, replaced or refused.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -349,7 +350,7 @@ async fn a_follow_request_counts_among_those_that_the_server_grants() {
 }
 
 /// A server whose log ends at `s.5`, and to which another result comes while somebody waits behind its end: that answer is lost.
-async fn answers_lost_at_the_end(listener: TcpListener) {
+async fn answers_lost_at_the_end(listener: TcpListener) -> Infallible {
     let entry = serde_json::json!({
         "job_id": "018f6f6e-0000-7000-8000-000000000000", "run_id": "018f6f6e-0000-7000-8000-000000000001", "generation": 1,
         "queue": "mail", "key": null, "meta": {}, "outcome": "succeeded", "attempt": 1, "content_type": "text/plain", "size": 1,
@@ -403,11 +404,13 @@ async fn a_reader_that_begins_at_the_end_misses_nothing_when_its_first_wait_is_l
                 page.entries.first().map_or_else(|| "nothing".to_owned(), |entry| entry.cursor.clone())
             }
         };
-        tokio::select! {
-            first = reads => assert_eq!(first, "s.6"),
-            () = answers_lost_at_the_end(listener) => {}
-            () = tokio::time::sleep(LONG) => panic!("the result was lost"),
-        }
+        let first = async {
+            tokio::select! {
+                first = reads => first,
+                never = answers_lost_at_the_end(listener) => match never {},
+            }
+        };
+        assert_eq!(tokio::time::timeout(LONG, first).await.as_deref(), Ok("s.6"), "the result was lost");
     }
 }
 
