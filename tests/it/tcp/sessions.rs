@@ -1,5 +1,6 @@
 //! A session as a whole: it ends with its key, is counted and audited, takes its client's shares, and stays small.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use relay::audit::{Audit, AuditConfig, Level};
@@ -7,7 +8,7 @@ use relay::auth::Authenticator;
 use relay::auth::keys::{KeyFile, Role};
 use relay::ingress::tcp::client::ClientLimits;
 use relay_bridge::clock::Clock;
-use relay_bridge::contract::wire::client::{Follow, FromClient, Hello, Request, ToClient};
+use relay_bridge::contract::wire::client::{Follow, FromClient, Hello, Request, Submit, ToClient};
 
 use super::support::{Door, Wire, hello, mail};
 use crate::http::support::{Relay, Setup};
@@ -63,6 +64,33 @@ async fn a_session_and_all_that_it_began_ends_with_its_key() {
     assert_eq!(keyed.relay.ask("GET /v1/whoami", &[("Authorization", &bearer)], "").await.status, 200);
     let error = client.ended().await;
     assert_eq!((&*error.kind, &*error.slug), ("unauthorized", "unauthenticated"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sends_no_more_is_answered_what_it_asked_for_and_waits_for_nothing() {
+    let (_relay, door) = Door::start().await;
+    let mut client = door.client().await;
+    client.ask(1, Request::Follow(Follow { results: 9, bytes: 9, ..Follow::default() })).await;
+    client.ask(2, Request::Submit(Box::new(mail("x")))).await;
+    let waits = Submit { wait: Some(Duration::from_secs(50)), ..mail("y") };
+    client.ask(3, Request::Submit(Box::new(waits))).await;
+    client.finish().await;
+    let mut told = BTreeMap::new();
+    while let Some(message) = client.next().await {
+        match message {
+            ToClient::Position { .. } => {}
+            ToClient::Followed { id, reason, .. } => drop(told.insert(id, reason)),
+            ToClient::Receipt { id, receipt } => drop(told.insert(id, receipt.state.to_string())),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(
+        told,
+        BTreeMap::from([(1, "stopped"), (2, "queued"), (3, "queued")].map(|(id, is)| (id, is.to_owned())))
+    );
+    let mut next = door.client().await;
+    next.answer(1, Request::Whoami).await;
+    assert_eq!((door.clients.connections(), door.clients.in_flight()), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -116,6 +116,11 @@ impl Wire {
         self.to.write_all(bytes).await.unwrap();
     }
 
+    /// Sends nothing more: the sending half is closed.
+    pub(crate) async fn finish(&mut self) {
+        self.to.shutdown().await.unwrap();
+    }
+
     pub(crate) async fn send(&mut self, message: &FromClient) {
         let mut bytes = BytesMut::new();
         message.encode(&mut bytes);

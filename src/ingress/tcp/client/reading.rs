@@ -85,7 +85,8 @@ impl Reading<'_> {
                     unheard = 0;
                     let end = match frame {
                         Ok(Some((frame, share))) => self.message(&frame, share).await,
-                        Ok(None) => Some(End::gone("the client closed it")),
+                        // Its sending half alone, maybe: it is answered what it asked for. One that is gone takes no bytes.
+                        Ok(None) => Some(End { why: "the client closed it".to_owned(), error: None, abrupt: false }),
                         Err(end) => Some(end),
                     };
                     if let Some(end) = end {
