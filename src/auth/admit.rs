@@ -171,5 +171,7 @@ fn believed(snapshot: &Snapshot) -> Option<Believed<'_>> {
 }
 
 fn no_credentials() -> Refused {
-    Refused::Unauthenticated("no credentials: send `Authorization: Bearer <key>`".to_owned())
+    let detail =
+        "no credentials: send a key, over HTTP as `Authorization: Bearer <key>`, over TCP as `key` of the hello";
+    Refused::Unauthenticated(detail.to_owned())
 }

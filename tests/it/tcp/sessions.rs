@@ -67,6 +67,19 @@ async fn a_session_and_all_that_it_began_ends_with_its_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_shows_nothing_is_told_where_its_key_goes_over_the_protocol_that_it_speaks() {
+    let keyed = Keyed::start(ClientLimits::default(), |_| {}).await;
+    let mut client = Wire::connect(keyed.door.address).await;
+    client.send(&FromClient::Hello(hello())).await;
+    let error = client.ended().await;
+    assert_eq!(&*error.slug, "unauthenticated");
+    assert!(error.detail.contains("`key` of the hello"), "{}", error.detail);
+    let over_http = keyed.relay.get("/v1/whoami").await;
+    over_http.is_problem(401, "unauthenticated");
+    assert!(over_http.field("detail").contains("`Authorization: Bearer <key>`"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_no_more_is_answered_what_it_asked_for_and_waits_for_nothing() {
     let (_relay, door) = Door::start().await;
     let mut client = door.client().await;
