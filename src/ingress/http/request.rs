@@ -112,7 +112,11 @@ impl Parameters {
         for (at, (name, _)) in pairs.iter().enumerate() {
             let shown: String = name.chars().take(40).flat_map(char::escape_default).collect();
             if !allowed.contains(&name.as_str()) {
-                let detail = format!("this call has no parameter `{shown}`: it has {}", allowed.join(", "));
+                let has = match allowed {
+                    [] => "none; leave it out".to_owned(),
+                    some => some.join(", "),
+                };
+                let detail = format!("this call has no parameter `{shown}`: it has {has}");
                 return Err(Refusal::malformed(detail));
             }
             if pairs[..at].iter().any(|(before, _)| before == name) {

@@ -84,6 +84,16 @@ async fn a_path_or_query_that_can_not_be_read_is_refused_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_without_parameters_says_that_it_has_none() {
+    let relay = Relay::start().await;
+    let reply = relay.ask("POST /v1/queues/mail/jobs?wait=20s", &[], "").await;
+    reply.is_problem(400, "malformed-request");
+    assert_eq!(reply.field("detail"), "this call has no parameter `wait`: it has none; leave it out");
+    let reply = relay.ask("GET /v1/queues/mail/jobs?wait=20s", &[], "").await;
+    assert_eq!(reply.field("detail"), "this call has no parameter `wait`: it has key");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_said_so() {
     let relay = Relay::start().await;
     for call in [
