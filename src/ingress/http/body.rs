@@ -24,6 +24,10 @@ const DECLARED_FROM: u64 = 64 * 1024;
 /// How long after its head a body may be as slow as it likes.
 const SLOW_FOR: Duration = Duration::from_secs(5);
 
+/// The refusal of a body that can't be read to its end.
+const UNREADABLE: &str = "the body can't be read to its end: a chunk's size or its line end is wrong, or the body broke off; \
+                          nothing was done: correct the chunks, or send the body with its Content-Length";
+
 /// A body, and its share of the budget until it is dropped.
 pub(super) struct HeldBody {
     pub(super) bytes: Bytes,
@@ -93,7 +97,8 @@ where
             None => timeout_at(until, body.frame()).await.map_err(|_| too_slow(limits, "body", begun))?,
         };
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|_| Refusal::malformed("the body broke off before its end: send it again"))?;
+        // A peer that is gone reads no answer: one that does has sent chunks that are none.
+        let frame = frame.map_err(|_| Refusal::malformed(UNREADABLE))?;
         // Trailers mean nothing to relay.
         let Ok(data) = frame.into_data() else { continue };
         let total = bytes.len() as u64 + data.len() as u64;

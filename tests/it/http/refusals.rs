@@ -94,6 +94,19 @@ async fn a_call_without_parameters_says_that_it_has_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_can_not_be_read_are_told_so_and_not_to_be_sent_again() {
+    let relay = Relay::start().await;
+    for body in ["zz\r\nhi\r\n0\r\n\r\n", "2\r\nhiXX0\r\n\r\n"] {
+        let reply = relay.submit(&[("transfer-encoding", "chunked")], body).await;
+        reply.is_problem(400, "malformed-request");
+        assert_eq!(reply.field("retry"), "no", "{}", reply.text());
+        let detail = reply.field("detail");
+        assert!(detail.contains("chunk") && !detail.contains("send it again"), "{detail}");
+    }
+    assert_eq!(relay.get("/v1/jobs").await.json()["jobs"].as_array().unwrap().len(), 0, "nothing was done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_said_so() {
     let relay = Relay::start().await;
     for call in [
