@@ -84,8 +84,13 @@ impl Batch<'_> {
     }
 
     fn submission(&self, at: usize, text: &str) -> Result<Submission, Refusal> {
+        if !text.starts_with('{') {
+            // An array would be taken for fields in their order.
+            let detail = r#"it is no JSON object such as {"text": "hello"}: correct it"#;
+            return Err(Refusal::malformed(detail));
+        }
         let mut entry: BatchEntry = serde_json::from_str(text)
-            .map_err(|error| Refusal::malformed(format!("it can't be read: {}: correct it", without_place(&error))))?;
+            .map_err(|error| Refusal::malformed(format!("it can't be read: {}: correct it", in_entry(&error))))?;
         let key = match &entry.key {
             Some(key) => Some(IdempotencyKey::from_header(key)?),
             None => self.entry_key(at)?,
@@ -187,10 +192,15 @@ impl<'de> Visitor<'de> for Entries {
     }
 }
 
-/// The problem, without a line and a column that count within the entry.
-fn without_place(error: &serde_json::Error) -> String {
+/// The problem, and its place in the entry where that is one line.
+fn in_entry(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what).chars().take(200).collect()
+    let what: String =
+        text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what).chars().take(200).collect();
+    match (error.line(), error.column()) {
+        (1, byte @ 1..) => format!("{what} at its byte {byte}"),
+        _ => what,
+    }
 }
 
 #[cfg(test)]
