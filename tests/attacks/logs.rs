@@ -44,6 +44,46 @@ fn strangers_fill_no_log() {
 }
 
 #[test]
+fn strangers_who_break_the_rules_of_http_2_fill_no_log() {
+    let (attacked, _) = Attacked::start(&["acme"], &["--queue", "mail"]);
+    let Attacked { server, dir } = attacked;
+    let mut peer = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+    // Answers to pings that nobody sent, and then a ping.
+    let answers = h2_frame(6, 1, 0, b"nobodys!").repeat(300);
+    peer.write_all(&[H2_BEGIN, &answers, &h2_frame(6, 0, 0, b"and mine")].concat()).unwrap();
+    let mut told = Vec::new();
+    while !told.ends_with(b"and mine") {
+        let mut some = [0; 512];
+        let read = peer.read(&mut some).unwrap();
+        assert!(read > 0, "the connection ended");
+        told.extend_from_slice(&some[..read]);
+    }
+    for _ in 0..40 {
+        let mut peer = TcpStream::connect(server.url().trim_start_matches("http://")).unwrap();
+        // Requests that are taken back at once.
+        let taken_back = |id| [h2_frame(1, 5, id, &[0x82, 0x86, 0x84]), h2_frame(3, 0, id, &[0, 0, 0, 8])].concat();
+        let all: Vec<_> = (0..100).flat_map(|at| taken_back(2 * at + 1)).collect();
+        peer.write_all(&[H2_BEGIN, &all].concat()).unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        peer.read_to_end(&mut told).ok();
+    }
+    server.signal(Signal::SIGTERM);
+    let (ended, log) = server.wait();
+    assert_eq!(ended, Some(0), "{log}");
+    assert!(log.lines().count() < 40, "{log}");
+    drop(dir);
+}
+
+/// The beginning of a connection over HTTP/2, with empty settings.
+const H2_BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame of HTTP/2.
+fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[test]
 fn no_password_of_a_url_is_logged_or_printed() {
     let (_held, away) = nobody();
     let with_password = away.replace("http://", "http://u:hush@");

@@ -37,7 +37,10 @@ pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> R
     Ok(())
 }
 
-/// Reads a filter. A word alone is a level: to the library any other one is a target, of which everything is logged and of all others
+/// The target of the library of HTTP/2.
+const HTTP_2: &str = "h2";
+
+/// Reads a filter; lines of the library of HTTP/2 have to be named in it (`h2=debug`). A word alone is a level: to the library any other one is a target, of which everything is logged and of all others
 /// nothing, so that a slip of the pen would leave no line, not even of an error.
 ///
 /// # Errors
@@ -51,6 +54,11 @@ pub(crate) fn read(filter: &str) -> Result<EnvFilter, CliError> {
     for word in words {
         word.parse::<LevelFilter>().map_err(|_| wrong(&format!("`{word}` is no level")))?;
     }
+    // Every peer, of whom nobody knows anything, could have the library of HTTP/2 write as many lines as it sends wrong frames.
+    let filter = match filter.trim() {
+        "" => filter.to_owned(),
+        _ => format!("{HTTP_2}=off,{filter}"),
+    };
     EnvFilter::try_new(filter).map_err(|error| wrong(&error.to_string()))
 }
 
