@@ -93,6 +93,11 @@ impl Source {
                 };
                 let remote = RemoteConfig { key, tls, ..RemoteConfig::new(host, worker.clone()) };
                 let connected = dial(remote).await.map_err(|error| unconnected(&address, &error))?;
+                // One that is not there would keep it from the jobs of all others.
+                if let Err(error) = known(&connected, queues, &address, GRANTED).await {
+                    connected.close().await;
+                    return Err(error);
+                }
                 Ok(Self::Remote(Arc::new(connected)))
             }
         }
@@ -140,7 +145,8 @@ pub(crate) async fn provisioned_on_sqs(
 ) -> Result<Sqs, CliError> {
     let sqs = Sqs::connect(config, relay_sqs::Settings::default()).await;
     let sqs = sqs.map_err(|error| CliError::usage(error.to_string()))?;
-    match known(&*sqs.broker().leasing, queues).await {
+    let hint = "`relay provision` with the same --sqs flags and --queue creates the missing queue";
+    match known(&*sqs.broker().leasing, queues, "AWS", hint).await {
         Ok(()) => Ok(sqs),
         Err(error) => {
             sqs.close().await;
@@ -149,18 +155,19 @@ pub(crate) async fn provisioned_on_sqs(
     }
 }
 
-/// Finds that the queues are there, waiting for a broker that is away.
-async fn known(leasing: &dyn Leasing, queues: &[QueueName]) -> Result<(), CliError> {
+/// What to do about a queue that a server does not have, or not for this key.
+const GRANTED: &str = "correct its name, add the queue to the server, or give a key that may take its jobs; `relay worker` takes none \
+                       as long as one of its queues is missing";
+
+/// Finds that the queues are there, waiting for `whom` while that is away; `hint` is for one that is not.
+async fn known(leasing: &dyn Leasing, queues: &[QueueName], whom: &str, hint: &str) -> Result<(), CliError> {
     for queue in queues {
         let mut ceiling = BACKOFF_BASE;
         loop {
             match leasing.queue_policy(queue).await {
                 Ok(_) => break,
-                Err(error) if error.is_transient() => tracing::warn!("waiting for AWS: {error}"),
-                Err(error) => {
-                    return Err(CliError::usage(format!("queue {queue}: {error}"))
-                        .hint("`relay provision` with the same --sqs flags and --queue creates the missing queue"));
-                }
+                Err(error) if error.is_transient() => tracing::warn!("waiting for {whom}: {error}"),
+                Err(error) => return Err(CliError::usage(format!("queue {queue}: {error}")).hint(hint)),
             }
             tokio::time::sleep(ceiling.mul_f64(random())).await;
             ceiling = (ceiling * 2).min(BACKOFF_MAX);

@@ -211,6 +211,32 @@ fn a_worker_waits_for_a_server_that_is_not_up_yet() {
 }
 
 #[test]
+fn a_worker_of_a_server_ends_where_one_of_its_queues_is_not_there_or_not_granted() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("keys.toml");
+    let key = run(["keys", "new", "gpu-1", "--role", "worker", "--queue", "mail", "--file", path(&file)]);
+    let server = ["serve", "--memory", "--listen", "127.0.0.1:0", "--json", "--worker-listen", "127.0.0.1:0"];
+    let queues = ["--queue", "mail", "--queue", "other"];
+    for (access, key, queue, told) in [
+        (&["--no-auth"][..], "", "mial", "queue mial: "),
+        (&["--keys", path(&file)], stdout(&key).trim(), "other", "queue other: "),
+    ] {
+        let server = Running::start(server.iter().chain(&queues).chain(access));
+        let workers = server.workers();
+        let key = if key.is_empty() { vec![] } else { vec!["--key", key] };
+        let worker = |queue| {
+            let args = ["worker", "--json", "--connect", &workers, "--queue", "mail", "--queue", queue];
+            relay(args.iter().chain(&key).chain(&["--", "cat"])).output().unwrap()
+        };
+        let refused = worker(queue);
+        let said = stderr(&refused);
+        assert_eq!((code(&refused), stdout(&refused)), (2, ""), "{said}");
+        assert!(said.contains(told) && said.contains("\nhint: "), "{said}");
+        server.stop();
+    }
+}
+
+#[test]
 fn a_worker_address_that_is_none_is_wrong_usage_at_once() {
     // Waiting finds none of them.
     for address in ["no-port", "http://127.0.0.1:7411", "relays://127.0.0.1:7411"] {
