@@ -36,8 +36,16 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Mapping {
     /// The client at the target. `None`: the same as at the source.
     pub client: Option<ClientId>,
-    /// The queues at the target, by those at the source. One that is not among them is the same there.
+    /// The queues at the target, by those at the source. Where there are none, each is the same there; else a job of another queue
+    /// stays at the source, whatever it says.
     pub queues: BTreeMap<QueueName, QueueName>,
+}
+
+impl Mapping {
+    /// The queue at the target; `None` for one whose jobs are not forwarded.
+    fn queue(&self, source: &QueueName) -> Option<QueueName> {
+        if self.queues.is_empty() { Some(source.clone()) } else { self.queues.get(source).cloned() }
+    }
 }
 
 /// Has jobs done at a target.
@@ -191,7 +199,11 @@ impl Handler for RelayHandler {
             Err(error) => return Attempt::reject("invalid-key", format!("the run's id is no key: {error}")),
         };
         let client = self.mapping.client.as_ref().unwrap_or(&job.client).clone();
-        let queue = self.mapping.queues.get(&job.queue).unwrap_or(&job.queue).clone();
+        let Some(queue) = self.mapping.queue(&job.queue) else {
+            // No relay gives one. The source may be none, and want a way into other queues of the target.
+            tracing::error!(job_id = %job.id, queue = %job.queue, "the source gave a job of a queue that this bridge does not forward; it is handed back");
+            return Attempt::HandBack { after: TO_BE_MENDED };
+        };
         self.see_through(job, context, &At { client, queue, key }).await
     }
 

@@ -417,3 +417,18 @@ async fn a_queue_that_is_missing_at_the_target_costs_no_job_an_attempt() {
     let attempt = handler.handle(&job("x"), &context(&CancellationToken::new())).await;
     assert!(matches!(attempt, Attempt::HandBack { after } if after > Duration::ZERO), "{attempt:?}");
 }
+
+#[tokio::test]
+async fn a_source_that_gives_a_job_of_another_queue_gets_it_into_none_of_the_target() {
+    let target = store(QueuePolicy::default()).await;
+    let mail: QueueName = "mail".parse().unwrap();
+    let mapping = Mapping { client: None, queues: [(mail.clone(), mail)].into() };
+    let handler = RelayHandler::new(target.clone(), Clock::system(), mapping);
+    let (job, context) = (job("x"), context(&CancellationToken::new()));
+    let attempt = tokio::select! {
+        attempt = handler.handle(&job, &context) => attempt,
+        () = arrived(&target) => panic!("the bridge forwards another queue"),
+    };
+    assert!(matches!(attempt, Attempt::HandBack { .. }), "{attempt:?}");
+    assert!(at_target(&target).await.is_empty());
+}
