@@ -300,7 +300,7 @@ impl Writer {
                 self.note_newer();
             }
             EnvelopeError::Malformed(what) => {
-                error!(job_id = %job, what, "damaged job set aside: run `relay store check`")
+                error!(job_id = %job, %what, "damaged job set aside: run `relay store check`")
             }
         }
         let due = self.clock.now() + UNREADABLE_FOR;

@@ -256,5 +256,28 @@ fn values_nested_too_deep_are_refused_not_followed() {
     rmp::encode::write_str(&mut deep, "deep").unwrap();
     deep.extend(std::iter::repeat_n(0x91, 100_000));
     deep.push(0xc0);
-    assert_eq!(decode_job(&deep.into()).unwrap_err(), EnvelopeError::Malformed("nests too deep"));
+    let told = decode_job(&deep.into()).unwrap_err().to_string();
+    assert_eq!(told, "damaged envelope: field `deep` nests too deep");
+}
+
+#[test]
+fn a_damaged_envelope_is_told_with_the_field_that_can_not_be_read() {
+    let result = encode_result(&samples::succeeded(), WireVersion::V2);
+    let letter = encode_dead_letter(&samples::dead_letter(), WireVersion::V2);
+    let with = |bytes: &[u8], old: &str, new: &str| {
+        let at = bytes.windows(old.len()).position(|part| part == old.as_bytes()).unwrap();
+        Bytes::from([&bytes[..at], new.as_bytes(), &bytes[at + old.len()..]].concat())
+    };
+    for (old, new, told) in [
+        ("succeeded", "succeedes", "field `outcome` is not a name, an id or a word of its kind"),
+        ("keep_ms", "kept_ms", "field `keep_ms` is missing"),
+        ("content_type", "accepted_at_", "field `content_type` is missing"),
+    ] {
+        let error = decode_result(&with(&result, old, new)).unwrap_err().to_string();
+        assert_eq!(error, format!("damaged envelope: {told}"));
+    }
+    let error = decode_dead_letter(&with(&letter, "fingerprint", "fingerprins")).unwrap_err().to_string();
+    assert_eq!(error, "damaged envelope: field `fingerprint` is missing", "of the job in it");
+    let error = decode_result(&Bytes::copy_from_slice(&result[..result.len() - 1])).unwrap_err().to_string();
+    assert!(error.starts_with("damaged envelope: field `"), "{error}");
 }

@@ -5,12 +5,14 @@
 //! Version 1 writes ids as text, version 2 as 16 bytes. A field that has its usual value is left out: every byte is
 //! written, stored and read again for each job. Golden files: `bridge/tests/golden/`.
 
+mod damage;
 pub(in crate::contract) mod msgpack;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use damage::Damage;
 use msgpack::{Reader, Writer};
 
 use super::dead_letter::DeadLetter;
@@ -62,7 +64,7 @@ pub enum EnvelopeError {
     },
     /// No relay wrote it, or it was damaged.
     #[error("damaged envelope: {0}")]
-    Malformed(&'static str),
+    Malformed(Damage),
 }
 
 /// Writes a job.
@@ -137,7 +139,10 @@ pub fn decode_job_head(head: &Bytes) -> Result<Job, EnvelopeError> {
 
 /// A job, and the size of its payload in bytes.
 fn read_job(bytes: &Bytes, with_payload: bool) -> Result<(Job, u64), EnvelopeError> {
-    let mut fields = Fields::open(bytes)?;
+    Fields::read(bytes, |fields| job(fields, with_payload))
+}
+
+fn job(fields: &mut Fields<'_>, with_payload: bool) -> Result<(Job, u64), EnvelopeError> {
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut key, mut fingerprint, mut content_type, mut content_encoding) = (None, None, None, None);
     let (mut headers, mut accepted_at, mut due_at, mut expires_at) = (BTreeMap::new(), None, None, None);
@@ -173,17 +178,17 @@ fn read_job(bytes: &Bytes, with_payload: bool) -> Result<(Job, u64), EnvelopeErr
             other => fields.keep(other)?,
         }
     }
-    let (accepted_at, ttl_ms) = (need(accepted_at)?, need(ttl_ms)?);
+    let (accepted_at, ttl_ms) = (need(accepted_at, "accepted_at")?, need(ttl_ms, "ttl_ms")?);
     let (due_at, has_key) = (due_at.unwrap_or(accepted_at), key.is_some());
     let job = Job {
-        id: need(job_id)?,
-        run_id: need(run_id)?,
+        id: need(job_id, "id")?,
+        run_id: need(run_id, "run")?,
         generation,
-        client: need(client)?,
-        queue: need(queue)?,
+        client: need(client, "client")?,
+        queue: need(queue, "queue")?,
         key,
-        fingerprint: need(fingerprint)?,
-        content_type: need(content_type)?,
+        fingerprint: need(fingerprint, "fingerprint")?,
+        content_type: need(content_type, "content_type")?,
         content_encoding,
         headers,
         payload,
@@ -191,9 +196,9 @@ fn read_job(bytes: &Bytes, with_payload: bool) -> Result<(Job, u64), EnvelopeErr
         due_at,
         expires_at: expires_at.unwrap_or_else(|| usual_deadline(due_at, ttl_ms)),
         ttl_ms,
-        keep_ms: need(keep_ms)?,
+        keep_ms: need(keep_ms, "keep_ms")?,
         keep_record: keep_record.unwrap_or(has_key),
-        extra: fields.extra,
+        extra: std::mem::take(&mut fields.extra),
     };
     Ok((job, size))
 }
@@ -255,7 +260,10 @@ pub fn encode_result_with(result: &JobResult, payload: &[u8], version: WireVersi
 /// # Errors
 /// [`EnvelopeError`].
 pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
-    let mut fields = Fields::open(bytes)?;
+    Fields::read(bytes, result)
+}
+
+fn result(fields: &mut Fields<'_>) -> Result<JobResult, EnvelopeError> {
     let (mut job_id, mut run_id, mut generation, mut client, mut queue) = (None, None, FIRST, None, None);
     let (mut outcome, mut attempt, mut content_type, mut payload) = (None, None, None, None);
     let (mut key, mut meta, mut hops, mut claimed) = (None, BTreeMap::new(), 0, None);
@@ -288,26 +296,26 @@ pub fn decode_result(bytes: &Bytes) -> Result<JobResult, EnvelopeError> {
         }
     }
     Ok(JobResult {
-        job_id: need(job_id)?,
-        run_id: need(run_id)?,
+        job_id: need(job_id, "id")?,
+        run_id: need(run_id, "run")?,
         generation,
-        client: need(client)?,
-        queue: need(queue)?,
+        client: need(client, "client")?,
+        queue: need(queue, "queue")?,
         key,
         meta,
-        outcome: need(outcome)?,
-        attempt: need(attempt)?,
-        content_type: need(content_type)?,
+        outcome: need(outcome, "outcome")?,
+        attempt: need(attempt, "attempt")?,
+        content_type: need(content_type, "content_type")?,
         payload: payload.unwrap_or_default(),
         failure: reason.map(|reason| Failure { reason, detail: detail.unwrap_or_default() }),
-        accepted_at: need(accepted_at)?,
+        accepted_at: need(accepted_at, "accepted_at")?,
         started_at,
-        finished_at: need(finished_at)?,
-        keep_ms: need(keep_ms)?,
+        finished_at: need(finished_at, "finished_at")?,
+        keep_ms: need(keep_ms, "keep_ms")?,
         traceparent,
         hops,
         claimed,
-        extra: fields.extra,
+        extra: std::mem::take(&mut fields.extra),
     })
 }
 
@@ -345,7 +353,10 @@ pub fn decode_dead_letter_head(head: &Bytes) -> Result<(DeadLetter, u64), Envelo
 }
 
 fn read_dead_letter(bytes: &Bytes, with_payload: bool) -> Result<(DeadLetter, u64), EnvelopeError> {
-    let mut fields = Fields::open(bytes)?;
+    Fields::read(bytes, |fields| dead_letter(fields, with_payload))
+}
+
+fn dead_letter(fields: &mut Fields<'_>, with_payload: bool) -> Result<(DeadLetter, u64), EnvelopeError> {
     let (mut job, mut outcome, mut attempt, mut reason, mut detail, mut at) = (None, None, None, None, None, None);
     while let Some(name) = fields.next_name()? {
         let from = &mut fields.from;
@@ -363,14 +374,14 @@ fn read_dead_letter(bytes: &Bytes, with_payload: bool) -> Result<(DeadLetter, u6
             other => fields.keep(other)?,
         }
     }
-    let (job, size) = need(job)?;
+    let (job, size) = need(job, "job")?;
     let letter = DeadLetter {
         job,
-        outcome: need(outcome)?,
-        attempt: need(attempt)?,
-        failure: Failure { reason: need(reason)?, detail: need(detail)? },
-        at: need(at)?,
-        extra: fields.extra,
+        outcome: need(outcome, "outcome")?,
+        attempt: need(attempt, "attempt")?,
+        failure: Failure { reason: need(reason, "reason")?, detail: need(detail, "detail")? },
+        at: need(at, "at")?,
+        extra: std::mem::take(&mut fields.extra),
     };
     Ok((letter, size))
 }
@@ -379,45 +390,56 @@ fn read_dead_letter(bytes: &Bytes, with_payload: bool) -> Result<(DeadLetter, u6
 struct Fields<'a> {
     from: Reader<'a>,
     left: u32,
+    /// The field that is read now.
+    name: Option<&'a str>,
     extra: Extra,
 }
 
 impl<'a> Fields<'a> {
+    /// Reads a map; an error names the field in which it is.
+    fn read<T>(bytes: &'a Bytes, read: impl FnOnce(&mut Self) -> Result<T, EnvelopeError>) -> Result<T, EnvelopeError> {
+        let mut fields = Self::open(bytes)?;
+        let read = read(&mut fields);
+        read.map_err(|error| fields.name.into_iter().fold(error, EnvelopeError::in_field))
+    }
+
     fn open(bytes: &'a Bytes) -> Result<Self, EnvelopeError> {
         let mut from = Reader::new(bytes);
         let fields = from.map_len()?;
         if fields == 0 || from.text()? != "v" {
-            return Err(EnvelopeError::Malformed("does not begin with its version"));
+            return Err(EnvelopeError::malformed("does not begin with its version"));
         }
         let found = u16::try_from(from.unsigned()?).unwrap_or(u16::MAX);
         if found > NEWEST {
             return Err(EnvelopeError::Newer { found });
         }
         if found < OLDEST {
-            return Err(EnvelopeError::Malformed("has a version that no release wrote"));
+            return Err(EnvelopeError::malformed("has a version that no release wrote"));
         }
         // After the version: a newer one may have as many fields as it likes.
         if fields > FIELDS_MAX {
-            return Err(EnvelopeError::Malformed("has too many fields"));
+            return Err(EnvelopeError::malformed("has too many fields"));
         }
-        Ok(Self { from, left: fields - 1, extra: Extra::default() })
+        Ok(Self { from, left: fields - 1, name: None, extra: Extra::default() })
     }
 
     fn next_name(&mut self) -> Result<Option<&'a str>, EnvelopeError> {
+        self.name = None;
         if self.left == 0 {
             return if self.from.is_at_end() {
                 Ok(None)
             } else {
-                Err(EnvelopeError::Malformed("has bytes after its end"))
+                Err(EnvelopeError::malformed("has bytes after its end"))
             };
         }
         self.left -= 1;
-        self.from.text().map(Some)
+        self.name = Some(self.from.text()?);
+        Ok(self.name)
     }
 
     fn keep(&mut self, name: &str) -> Result<(), EnvelopeError> {
         if self.extra.0.len() == EXTRA_MAX {
-            return Err(EnvelopeError::Malformed("has too many unknown fields"));
+            return Err(EnvelopeError::malformed("is one unknown field too many"));
         }
         self.extra.0.push((name.to_owned(), self.from.raw()?));
         Ok(())
@@ -448,17 +470,17 @@ fn extra(to: &mut Writer, extra: &Extra) {
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], EnvelopeError> {
-    bytes.try_into().map_err(|_| EnvelopeError::Malformed("has an id of the wrong length"))
+    bytes.try_into().map_err(|_| EnvelopeError::malformed("is not an id of its length"))
 }
 
 fn parse<T: std::str::FromStr>(text: &str) -> Result<T, EnvelopeError> {
-    text.parse().map_err(|_| EnvelopeError::Malformed("has a name or id that is not one"))
+    text.parse().map_err(|_| EnvelopeError::malformed("is not a name, an id or a word of its kind"))
 }
 
 fn narrow(number: u64) -> Result<u32, EnvelopeError> {
-    u32::try_from(number).map_err(|_| EnvelopeError::Malformed("has a number that is too large"))
+    u32::try_from(number).map_err(|_| EnvelopeError::malformed("is a number that is too large"))
 }
 
-fn need<T>(field: Option<T>) -> Result<T, EnvelopeError> {
-    field.ok_or(EnvelopeError::Malformed("lacks a field that every version has"))
+fn need<T>(field: Option<T>, name: &'static str) -> Result<T, EnvelopeError> {
+    field.ok_or_else(|| EnvelopeError::malformed("is missing").in_field(name))
 }

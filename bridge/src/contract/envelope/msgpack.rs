@@ -99,16 +99,16 @@ impl<'a> Reader<'a> {
     }
 
     pub(in crate::contract) fn map_len(&mut self) -> Result<u32, EnvelopeError> {
-        decode::read_map_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected a map"))
+        decode::read_map_len(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected a map"))
     }
 
     pub(in crate::contract) fn array_len(&mut self) -> Result<u32, EnvelopeError> {
-        decode::read_array_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an array"))
+        decode::read_array_len(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected an array"))
     }
 
     pub(in crate::contract) fn text(&mut self) -> Result<&'a str, EnvelopeError> {
-        let length = decode::read_str_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected text"))?;
-        std::str::from_utf8(self.take(length)?).map_err(|_| EnvelopeError::Malformed("text is not UTF-8"))
+        let length = decode::read_str_len(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected text"))?;
+        std::str::from_utf8(self.take(length)?).map_err(|_| EnvelopeError::malformed("text is not UTF-8"))
     }
 
     pub(in crate::contract) fn optional<T>(
@@ -123,7 +123,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(in crate::contract) fn binary(&mut self) -> Result<&'a [u8], EnvelopeError> {
-        let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected bytes"))?;
+        let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected bytes"))?;
         self.take(length)
     }
 
@@ -135,7 +135,7 @@ impl<'a> Reader<'a> {
 
     /// How many bytes come here, and those of them that the buffer has.
     pub(in crate::contract) fn binary_begun(&mut self) -> Result<(u32, Bytes), EnvelopeError> {
-        let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected bytes"))?;
+        let length = decode::read_bin_len(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected bytes"))?;
         let there = usize::try_from(length).unwrap_or(usize::MAX).min(self.rest.len());
         let (begun, rest) = self.rest.split_at(there);
         self.rest = rest;
@@ -143,15 +143,15 @@ impl<'a> Reader<'a> {
     }
 
     pub(in crate::contract) fn unsigned(&mut self) -> Result<u64, EnvelopeError> {
-        decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an unsigned integer"))
+        decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected an unsigned integer"))
     }
 
     pub(in crate::contract) fn signed(&mut self) -> Result<i64, EnvelopeError> {
-        decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected an integer"))
+        decode::read_int(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected an integer"))
     }
 
     pub(in crate::contract) fn boolean(&mut self) -> Result<bool, EnvelopeError> {
-        decode::read_bool(&mut self.rest).map_err(|_| EnvelopeError::Malformed("expected true or false"))
+        decode::read_bool(&mut self.rest).map_err(|_| EnvelopeError::malformed("expected true or false"))
     }
 
     /// Whether the next value is text rather than bytes.
@@ -171,7 +171,7 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, length: u32) -> Result<&'a [u8], EnvelopeError> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
-        let (taken, rest) = self.rest.split_at_checked(length).ok_or(EnvelopeError::Malformed("ends too early"))?;
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(EnvelopeError::malformed("ends too early"))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -181,8 +181,8 @@ impl<'a> Reader<'a> {
     }
 
     fn skip(&mut self, depth: u32) -> Result<(), EnvelopeError> {
-        let depth = depth.checked_sub(1).ok_or(EnvelopeError::Malformed("nests too deep"))?;
-        let marker = Marker::from_u8(self.rest.read_u8().map_err(|_| EnvelopeError::Malformed("ends too early"))?);
+        let depth = depth.checked_sub(1).ok_or(EnvelopeError::malformed("nests too deep"))?;
+        let marker = Marker::from_u8(self.rest.read_u8().map_err(|_| EnvelopeError::malformed("ends too early"))?);
         let (data, items) = match marker {
             Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => (0, 0),
             Marker::U8 | Marker::I8 => (1, 0),
@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
             Marker::FixMap(pairs) => (0, 2 * u64::from(pairs)),
             Marker::Map16 => (0, 2 * u64::from(self.length(2)?)),
             Marker::Map32 => (0, 2 * u64::from(self.length(4)?)),
-            Marker::Reserved => return Err(EnvelopeError::Malformed("has a reserved marker")),
+            Marker::Reserved => return Err(EnvelopeError::malformed("has a reserved marker")),
         };
         self.take(data)?;
         // Each item takes a byte at least, so a false count ends with the buffer.

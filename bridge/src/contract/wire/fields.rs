@@ -280,5 +280,5 @@ impl<'a> Fields<'a> {
 
 /// One name or id in text.
 pub(super) fn parse<T: std::str::FromStr>(from: &mut Reader<'_>) -> Result<T, EnvelopeError> {
-    from.text()?.parse().map_err(|_| EnvelopeError::Malformed("is not a name or id of its kind"))
+    from.text()?.parse().map_err(|_| EnvelopeError::malformed("is not a name or id of its kind"))
 }

@@ -25,7 +25,7 @@ impl Problem {
 
     pub(super) fn new(field: &'static str, error: EnvelopeError) -> Self {
         match error {
-            EnvelopeError::Malformed(problem) => Self::of(field, problem),
+            EnvelopeError::Malformed(damage) => Self::of(field, damage.what()),
             newer @ EnvelopeError::Newer { .. } => Self::Field { field, problem: newer.to_string() },
         }
     }
