@@ -236,7 +236,7 @@ fn passed(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
             if RELAY_HEADERS.contains(&name) {
                 continue;
             }
-            return Err(Refusal::malformed(format!("relay has no header {name}: correct or remove it")));
+            return Err(no_header(name));
         };
         let Some(value) = single(headers, name)? else { continue };
         if short.is_empty() {
@@ -254,6 +254,26 @@ fn passed(headers: &HeaderMap) -> Result<BTreeMap<String, String>, Refusal> {
     }
     Ok(passed)
 }
+
+/// Refuses headers of relay's own that a call does not have: `of_call` are those of the call, in lower case. Meta has no effect, and a slip
+/// in it neither.
+///
+/// # Errors
+/// `malformed-request`, which names the header.
+pub(super) fn check_relay_headers(headers: &HeaderMap, of_call: &[&str]) -> Result<(), Refusal> {
+    let own = headers.keys().map(HeaderName::as_str).filter(|name| name.starts_with("relay-"));
+    let mut unknown = own.filter(|name| {
+        !of_call.contains(name)
+            && ![header::CLIENT, header::REQUEST_ID].contains(name)
+            && !name.starts_with(header::META_PREFIX)
+    });
+    unknown.next().map_or(Ok(()), |name| Err(no_header(name)))
+}
+
+fn no_header(name: &str) -> Refusal {
+    Refusal::malformed(format!("this call has no header {name}: correct or remove it"))
+}
+
 /// The trace that a request says it is part of, as log lines name it.
 pub(super) fn trace_id(headers: &HeaderMap) -> Option<String> {
     let parent = headers.get(header::TRACEPARENT)?.to_str().ok()?;

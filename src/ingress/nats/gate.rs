@@ -23,7 +23,7 @@ use crate::api::{Problem, Slug, header};
 use crate::audit::record::key_hash;
 use crate::ingress::budget::{Full, Share};
 use crate::ingress::clients::Owner;
-use crate::ingress::headers::trace_id;
+use crate::ingress::headers::{check_relay_headers, trace_id};
 use crate::ingress::refusal::{Refusal, scarce};
 use crate::ingress::request_id;
 
@@ -170,6 +170,13 @@ impl Visit {
         let Address { client, queue } = Address::read(&message.subject)?;
         ingress.admit(&client)?;
         let mut headers = request::headers(message, &ingress.limits)?;
+        match self.desk.endpoint {
+            // A submission's are judged where they are read.
+            Endpoint::Submit => {}
+            Endpoint::Result => check_relay_headers(&headers, &[header::WAIT])?,
+            Endpoint::Results => check_relay_headers(&headers, &[header::AFTER, header::LIMIT])?,
+            Endpoint::Status | Endpoint::Cancel => check_relay_headers(&headers, &[])?,
+        }
         let wait = match self.desk.endpoint {
             Endpoint::Submit | Endpoint::Result if message.reply.is_some() => {
                 let asked = request::take_wait(&mut headers, ingress.limits.wait_max)?;

@@ -272,6 +272,27 @@ async fn large_results_come_in_answers_of_a_few_mebibytes_that_say_how_many_they
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_a_call_does_not_have_is_refused_by_name() {
+    let relay = Relay::start().await;
+    let job = relay.submit(&[], "x").await.job();
+    for (subject, header) in [
+        ("relay.results.me", "Relay-Afer"),
+        ("relay.results.me", "Relay-Wait"),
+        ("relay.result.me", "Relay-Wiat"),
+        ("relay.result.me", "Relay-Limit"),
+        ("relay.status.me", "Relay-Wait"),
+        ("relay.cancel.me", "Relay-Delay"),
+        ("relay.submit.me.mail", "Relay-Limit"),
+    ] {
+        let refused = relay.ask(subject, &[(header, "1s")], job.clone()).await;
+        let detail = refused.is_problem(400, "malformed-request").field("detail");
+        assert!(detail.contains(&format!("no header {}:", header.to_lowercase())), "{subject}: {detail}");
+    }
+    let known = [("Relay-Client", "me"), ("Relay-Meta-Of", "x"), ("X-Other", "y")];
+    assert_eq!(relay.ask("relay.status.me", &known, job).await.json()["state"], "queued", "nothing was done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_in_which_the_connection_was_lost_does_not_look_complete() {
     let (mut relay, gates) = held(1, Setup::default()).await;
     for answer in ["first", "second"] {
