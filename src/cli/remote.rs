@@ -243,6 +243,10 @@ impl From<ClientError> for CliError {
                 "give a key with --api-key, RELAY_API_KEY or a context; operators a token with --admin-token-file",
             ),
             ClientError::Unsupported { .. } => told.hint("name the server by its address for HTTP, https://HOST:PORT"),
+            ClientError::NotRelay { .. } => told.hint(
+                "what is at this address is not relay, or stands in front of it: name relay's own address with --server, RELAY_SERVER \
+                 or a context, an admin port's with --admin-server; `relay doctor` examines the way",
+            ),
             ClientError::Garbled(_) => {
                 told.hint("name the listener for clients (`protocol = \"relay\"`), not another one")
             }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use relay_bridge::contract::{ClientId, IdempotencyKey, JobId, QueueName};
 use relay_bridge::support::without_passwords;
-use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
@@ -27,6 +27,8 @@ const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 /// How long a body may take there and back.
 const ECHO_MAX: Duration = Duration::from_secs(10);
+/// The characters that are told of the place that something else leads to.
+const LOCATION_SHOWN: usize = 200;
 /// The largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -322,13 +324,22 @@ impl Answer {
         named.collect()
     }
 
+    /// The place to which the answer sends its client, as servers in front do that serve by TLS alone.
+    fn leads_to(&self) -> Option<String> {
+        let place = self.headers.get(LOCATION).filter(|_| self.status.is_redirection())?;
+        Some(place.to_str().ok()?.chars().take(LOCATION_SHOWN).collect())
+    }
+
     fn refusal(&self) -> ClientError {
         match problem(&self.body) {
             Some(problem) => {
                 let retry_after = problem.retry_after.map(|after| after.0).or_else(|| self.retry_after());
                 ClientError::Refused { problem: Box::new(problem), retry_after }
             }
-            None => self.not_relay("without a problem that relay would have described".to_owned()),
+            None => self.not_relay(match self.leads_to() {
+                Some(place) => format!("it leads to {place}"),
+                None => "without a problem that relay would have described".to_owned(),
+            }),
         }
     }
 

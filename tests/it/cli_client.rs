@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -45,6 +45,44 @@ fn a_client_that_came_back_finds_jobs_and_results_by_the_keys_that_it_makes() {
     let table = run(["results", "--key-prefix", "day-", "--server", &dev.url()]);
     assert!(stdout(&table).contains(" default key day-1 attempt 1 "), "{table:?}");
     dev.stop();
+}
+
+/// A server that is not relay: it gives each of `answers` to one connection, one after the other, and is gone.
+fn another(answers: &'static [&'static str]) -> (String, thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = format!("http://{}", listener.local_addr().unwrap());
+    let serve = move || {
+        for answer in answers {
+            let (mut peer, _) = listener.accept().unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                peer.read_exact(&mut byte).unwrap();
+                head.extend_from_slice(&byte);
+            }
+            peer.write_all(answer.as_bytes()).unwrap();
+        }
+    };
+    (server, thread::spawn(serve))
+}
+
+#[test]
+fn something_else_at_the_address_is_told_with_where_it_leads_and_how_to_name_relay() {
+    for (answer, told) in [
+        (
+            &["HTTP/1.1 301 Moved\r\nlocation: https://relay.example/v1/whoami\r\ncontent-length: 0\r\n\r\n"][..],
+            "status 301, it leads to https://relay.example/v1/whoami",
+        ),
+        (&["HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"], "status 404, without a problem"),
+        (&["HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>"], "can't be read"),
+    ] {
+        let (server, serving) = another(answer);
+        let output = run(["whoami", "--server", &server]);
+        serving.join().unwrap();
+        let said = stderr(&output);
+        assert_eq!(code(&output), 1, "{said}");
+        assert!(said.contains(told) && said.contains("\nhint: ") && said.contains("--server"), "{said}");
+    }
 }
 
 #[test]
