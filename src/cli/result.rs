@@ -40,8 +40,11 @@ pub(crate) async fn run(args: ResultArgs) -> Result<Exit, CliError> {
     let client = args.server.patient_client(patience)?;
     let within = args.wait.map_or(Duration::ZERO, |limit| limit.unwrap_or(Duration::MAX));
     let fetched = client.wait(args.id, within);
-    let what = format!("the result of job {}", args.id);
-    match noted(&what, args.wait.unwrap_or(Some(Duration::ZERO)), fetched).await? {
+    let found = match args.wait {
+        Some(limit) => noted(&format!("the result of job {}", args.id), limit, fetched).await?,
+        None => fetched.await?,
+    };
+    match found {
         Some(result) => show(&result, args.json),
         None => Err(CliError::pending(args.id)),
     }

@@ -86,6 +86,18 @@ fn something_else_at_the_address_is_told_with_where_it_leads_and_how_to_name_rel
 }
 
 #[test]
+fn a_result_that_is_not_waited_for_says_nothing_of_a_wait_however_long_its_server_takes() {
+    let (server, serving) = another(&[
+        "HTTP/1.1 503 Busy\r\nretry-after: 2\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n",
+    ]);
+    let output = run(["result", "0193a4b0-0000-7000-8000-000000000000", "--server", &server]);
+    serving.join().unwrap();
+    let said = stderr(&output);
+    assert!(code(&output) == 1 && said.contains("status 404") && !said.contains("Waiting"), "{said}");
+}
+
+#[test]
 fn jobs_are_listed_newest_first_by_queue_and_state_and_found_by_key() {
     let dev = Running::dev(&["--queue", "mail", "--queue", "sms"], "grep -q good");
     let ids: Vec<_> = ["good-1", "bad-1", "good-2"]
