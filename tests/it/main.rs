@@ -33,6 +33,7 @@ mod kubernetes;
 mod listeners;
 mod nats;
 mod nats_cli;
+mod python_worker;
 mod reload;
 mod remote_workers;
 mod restarts;

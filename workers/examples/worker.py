@@ -4,7 +4,9 @@
     worker.py ADDRESS QUEUE [--key KEY] [--tls] [--ca FILE] [--certificate FILE --certificate-key FILE] -- COMMAND...
 
 It takes one job at a time, gives the payload to the command on stdin, and records what that prints. A heartbeat keeps the lease
-while the command runs. A connection that is lost, or that the server ends, is made again; the receipt of a job in hand stays good.
+while the command runs; where the lease ends all the same, the command is killed. A connection that is lost, or that the server ends, is
+made again; the receipt of a job in hand stays good. What the server refuses for now is asked again, so that no job is settled before its
+result is there.
 """
 import argparse, os, socket, ssl, struct, subprocess, sys, threading, time
 
@@ -163,38 +165,82 @@ class Worker:
                 print(f"trying again: {error}", file=sys.stderr, flush=True)
                 time.sleep(0.2)
 
+    def insist(self, **request):
+        """Asks until it is done, or never will be: what was refused for now may be repeated, and so may what is in doubt."""
+        while True:
+            answer = self.ask(**request)
+            if answer["type"] != "error" or answer["retry"] == "no":
+                return answer
+            print(f"trying again: {answer['detail']}", file=sys.stderr, flush=True)
+            time.sleep(answer.get("retry_after_ms", 1_000) / 1000)
+
     def run(self):
+        policy = self.insist(type="queue_policy", queue=self.arguments.queue)
+        if policy["type"] == "error":
+            sys.exit(policy["detail"])
+        # A lease counts from the moment at which it was asked for: most of it is left when a job comes.
+        wait_ms = min(20_000, policy["policy"]["lease_ms"] // 3)
         while True:
             if self.connection and self.connection.going:
                 # Nothing is in hand: the next request goes over a new connection.
                 self.connection.socket.close()
                 self.connection.over = "the server is going"
-            answer = self.ask(type="lease", worker="python", queues=[self.arguments.queue], max=1, wait_ms=20_000)
-            if answer["type"] == "error" and answer["retry"] == "no":
-                sys.exit(answer["detail"])
+            asked = time.monotonic()
+            answer = self.ask(type="lease", worker="python", queues=[self.arguments.queue], max=1, wait_ms=wait_ms)
+            if answer["type"] == "error":
+                if answer["retry"] == "no":
+                    sys.exit(answer["detail"])
+                time.sleep(answer.get("retry_after_ms", 1_000) / 1000)
             for delivery in answer.get("deliveries", []):
-                self.work(delivery)
+                self.work(delivery, asked)
 
-    def work(self, delivery):
+    def work(self, delivery, asked):
         job, receipt = unpack(delivery["job"])[0], delivery["receipt"]
-        done = threading.Event()
+        done, ended = threading.Event(), threading.Event()
+        lease = delivery["lease_ms"] / 1000
+        until = [asked + lease]
         started = int(time.time() * 1000)
+        ran = subprocess.Popen(self.arguments.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
         def beat():
-            while not done.wait(delivery["lease_ms"] / 3000):
-                self.ask(type="extend", receipt=receipt)
+            while not done.wait(lease / 3):
+                sent = time.monotonic()
+                answer = self.ask(type="extend", receipt=receipt)
+                if "ended" in answer:
+                    # The run was cancelled, or expired: there is nothing to record.
+                    ended.set()
+                if "ended" in answer or answer["type"] == "error" and answer["retry"] == "no":
+                    until[0] = 0
+                    return ran.kill()
+                if answer["type"] != "error":
+                    until[0] = sent + answer["lease_ms"] / 1000
 
         threading.Thread(target=beat, daemon=True).start()
-        ran = subprocess.run(self.arguments.command, input=job.get("payload", b""), stdout=subprocess.PIPE)
+        output = None
+        while output is None:
+            left = until[0] - time.monotonic()
+            try:
+                output, _ = ran.communicate(job.get("payload", b""), timeout=max(left, 0.001))
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= until[0]:
+                    ran.kill()
         done.set()
+        if ended.is_set():
+            self.insist(type="settle", receipt=receipt, how="complete")
+            return
         if ran.returncode != 0:
-            self.ask(type="settle", receipt=receipt, how="retry_after", after_ms=1_000)
+            # Of a job that is somebody else's by now nothing is said.
+            if time.monotonic() < until[0]:
+                self.insist(type="settle", receipt=receipt, how="retry_after", after_ms=1_000)
             return
         copied = {name: job[name] for name in ("id", "run", "generation", "client", "queue", "accepted_at", "keep_ms") if name in job}
         result = {"v": 2} | copied | {"outcome": "succeeded", "attempt": delivery["attempt"], "content_type": "text/plain",
-                                      "payload": ran.stdout, "started_at": started, "finished_at": int(time.time() * 1000)}
-        self.ask(type="record", result=pack(result))
-        self.ask(type="settle", receipt=receipt, how="complete")
+                                      "payload": output, "started_at": started, "finished_at": int(time.time() * 1000)}
+        recorded = self.insist(type="record", result=pack(result))
+        if recorded["type"] == "error":
+            print(f"not recorded: {recorded['detail']}", file=sys.stderr, flush=True)
+        elif time.monotonic() < until[0]:
+            self.insist(type="settle", receipt=receipt, how="complete")
 
 
 if __name__ == "__main__":
