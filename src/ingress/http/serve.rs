@@ -268,7 +268,8 @@ impl Connections {
                             };
                         }
                     },
-                    () = killed.as_mut() => break Ok(()),
+                    // After the drain's time, and so never before `stopping`: asking it for every request costs.
+                    () = killed.as_mut(), if leaving => break Ok(()),
                 }
             };
             if let Err(error) = ended {
