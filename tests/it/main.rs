@@ -31,6 +31,7 @@ mod full_disk;
 mod http;
 mod kubernetes;
 mod listeners;
+mod mistakes;
 mod nats;
 mod nats_cli;
 mod python_worker;

@@ -50,6 +50,14 @@ where
     }
 }
 
+/// The line that says how many are not there.
+pub(super) fn lost(lines: u64) -> String {
+    let (now, target, message) = (Clock::system().now(), module_path!(), super::lost(lines));
+    format!(
+        "{{\"timestamp\":\"{now}\",\"level\":\"WARN\",\"target\":\"{target}\",\"message\":\"{message}\",\"lines\":{lines}}}\n"
+    )
+}
+
 #[derive(Default)]
 struct Fields {
     message: String,

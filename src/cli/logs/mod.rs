@@ -10,6 +10,7 @@ use super::exit::CliError;
 use crate::config::settings::LogFormat;
 
 mod json;
+mod stderr;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -22,11 +23,15 @@ mod text;
 pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> Result<(), CliError> {
     let filter = read(filter.unwrap_or(default))?;
     let colour = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+    let told = match format {
+        LogFormat::Text => text::lost,
+        LogFormat::Json => json::lost,
+    };
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(stderr::Lines::new(io::stderr(), told))
         .with_ansi(colour)
-        // A line that can't be written is lost. It would be told on stderr, which panics if nobody reads that any more,
+        // An event that can't be formatted is lost. It would be told on stderr, which panics if nobody reads that any more,
         // in whatever task logs: the one that waits for signals, too.
         .log_internal_errors(false);
     // Fails only if this process logs already: then it stays as it is.
@@ -37,11 +42,16 @@ pub(crate) fn start(filter: Option<&str>, default: &str, format: LogFormat) -> R
     Ok(())
 }
 
+/// The message of such a line.
+fn lost(lines: u64) -> String {
+    format!("{lines} lines of the log before this one are lost: whatever reads stderr did not read them")
+}
+
 /// The target of the library of HTTP/2.
 const HTTP_2: &str = "h2";
 
-/// Reads a filter; lines of the library of HTTP/2 have to be named in it (`h2=debug`). A word alone is a level: to the library any other one is a target, of which everything is logged and of all others
-/// nothing, so that a slip of the pen would leave no line, not even of an error.
+/// Reads a filter; lines of the library of HTTP/2 have to be named in it (`h2=debug`). A word alone is a level: to the library any other
+/// one is a target, of which everything is logged and of all others nothing, so that a slip of the pen would leave no line, not even of an error.
 ///
 /// # Errors
 /// A usage error if it can't be read.

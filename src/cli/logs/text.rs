@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use relay_bridge::clock::Clock;
 use tracing::field::Field;
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
@@ -21,6 +22,11 @@ pub(super) fn fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync 
         }
     })
     .delimited(" ")
+}
+
+/// The line that says how many are not there.
+pub(super) fn lost(lines: u64) -> String {
+    format!("{}  WARN {}\n", Clock::system().now(), super::lost(lines))
 }
 
 #[cfg(test)]
