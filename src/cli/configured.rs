@@ -82,7 +82,8 @@ fn resolve(
     let (merged, mut settings) = merge(command, file.as_ref(), typed, variable)?;
     settings.admin_tokens = file.as_ref().map(|file| file.admin_tokens.clone()).unwrap_or_default();
     settings.listeners = listeners::all(&settings.listen, merged.is("listen.http"), file.as_ref());
-    let Found { in_file, above } = contradictions::find(file.as_ref(), &merged, &settings, variable);
+    let serves = matches!(command, "serve" | "dev");
+    let Found { in_file, above } = contradictions::find(serves, file.as_ref(), &merged, &settings, variable);
     mistakes.extend(in_file);
     mistakes.sort_by_key(|mistake| mistake.line);
     match file {

@@ -17,6 +17,7 @@ use super::queues::Queue;
 use super::settings::{self, Listen, Order, ProxyHeader, ScalerTls, Settings, Storage, TLS_SCHEME, TlsEnd, TlsOf};
 use super::values::{WeightedQueue, show_duration, show_size};
 
+mod addresses;
 mod listeners;
 
 /// The mistakes in the queues of one worker together, and what to do about them.
@@ -48,8 +49,9 @@ pub(crate) struct Found {
 }
 
 /// Everything in the whole that contradicts something else there, or has no effect. `variable` gives those variables that hold
-/// a secret.
+/// a secret; `serves` is whether the process is a server.
 pub(crate) fn find(
+    serves: bool,
     file: Option<&File>,
     merged: &Merged,
     settings: &Settings,
@@ -70,6 +72,8 @@ pub(crate) fn find(
     finder.about_waits();
     finder.events();
     finder.addresses();
+    finder.ports(serves);
+    finder.servers();
     finder.proxy();
     finder.admin_tokens();
     finder.tls();
@@ -487,6 +491,15 @@ impl Finder<'_> {
                         "write \"16MiB\" or less".to_owned(),
                     ));
                 }
+            }
+            let body_bytes = self.settings.limits.body_bytes;
+            if self.is("limits.body_bytes") && policy.payload_max > body_bytes {
+                let (payload, bodies) = (show_size(policy.payload_max), show_size(body_bytes));
+                found.push((
+                    "payload_max",
+                    format!("{payload} are more than `limits.body_bytes` ({bodies}), so that none so large could be submitted"),
+                    "write less, or raise `limits.body_bytes`".to_owned(),
+                ));
             }
             if queue.patch.values.contains_key("burst") && !queue.patch.values.contains_key("rate") {
                 found.push(("burst", WITHOUT_RATE.to_owned(), ADD_RATE.to_owned()));

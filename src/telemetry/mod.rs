@@ -37,7 +37,7 @@ use handlers::Handlers;
 
 pub use flows::{Counts, Flow, Flows};
 pub use storage::{LATELY, Storage};
-pub use traces::Traces;
+pub use traces::{Traces, check_endpoint};
 pub use workers_seen::{Seen, WorkersSeen};
 
 /// Upper bounds of latencies in microseconds: 1 ms to 1 h. Jobs may take either.

@@ -1,11 +1,110 @@
 //! Mistakes that operators make, from outside: none is taken in silence, and what is said of each says what to do.
 
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::cli_support::Running;
+use crate::cli_support::{Running, code, run, stderr};
 use nix::sys::signal::Signal;
+use tempfile::tempdir;
+
+/// What `relay config check` says of a file with this text, and its exit code.
+fn check(text: &str) -> (i32, String) {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, text).unwrap();
+    let output = run(["config", "check", file.to_str().unwrap()]);
+    let said = stderr(&output).replace(&format!("{}/", dir.path().display()), "");
+    (code(&output), said)
+}
+
+#[test]
+fn one_port_for_two_listeners_is_a_mistake() {
+    for (text, line, parts) in [
+        (
+            "[listen]\nhttp = \"127.0.0.1:1\"\nworkers = \"127.0.0.1:1\"",
+            3,
+            &["listen.workers: 127.0.0.1:1", "listen.http"][..],
+        ),
+        ("[listen]\nworkers = \"127.0.0.1:7410\"", 2, &["listen.workers", "listen.http"]),
+        ("[listen]\ntcp = \"127.0.0.1:1\"\nworkers = \"127.0.0.1:1\"", 3, &["listen.workers", "listen.tcp"]),
+        ("[admin]\nlisten = \"127.0.0.1:7410\"", 2, &["admin.listen", "listen.http"]),
+        ("[admin]\nlisten = \"127.0.0.1:1\"\nhealth = \"0.0.0.0:1\"", 3, &["admin.health: 0.0.0.0:1", "admin.listen"]),
+        ("[admin]\nhealth = \"[::]:7410\"", 2, &["admin.health: [::]:7410", "listen.http"]),
+        (
+            "[admin]\nhealth = \"127.0.0.1:1\"\n[scaler]\nlisten = \"127.0.0.1:1\"",
+            4,
+            &["scaler.listen", "admin.health"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\n[[listener]]\nname = \"b\"\nprotocol = \"worker\"\n\
+             address = \"0.0.0.0:1\"\ntls = \"terminated-in-front\"",
+            4,
+            &["listener.b.address", "listener a listens on 127.0.0.1:1 already"],
+        ),
+        (
+            "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\n[admin]\nlisten = \"127.0.0.1:1\"",
+            5,
+            &["admin.listen", "listener a"],
+        ),
+    ] {
+        let (code, said) = check(text);
+        assert_eq!(code, 2, "{text}: {said}");
+        for part in parts.iter().chain(&["a port of its own", format!("relay.toml:{line}: ").as_str()]) {
+            assert!(said.contains(part), "{text}: does not say {part}: {said}");
+        }
+    }
+    for text in [
+        "[listen]\nhttp = \"127.0.0.1:0\"\nworkers = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"",
+        "[listen]\nhttp = \"127.0.0.1:1\"\nworkers = \"127.0.0.2:1\"\n[admin]\nlisten = \"[::1]:1\"",
+    ] {
+        assert_eq!(check(text).0, 0, "{text}: {}", check(text).1);
+    }
+    let flags = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:1", "--admin", "127.0.0.1:1"];
+    let refused = run(flags);
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("--admin: 127.0.0.1:1") && stderr(&refused).contains("--listen"), "{refused:?}");
+    // Another process has the default address of a server.
+    let other = run(["worker", "--admin", "127.0.0.1:7410", "--", "/no/such/program"]);
+    assert!(!stderr(&other).contains("a port of its own"), "{other:?}");
+}
+
+#[test]
+fn an_address_of_another_server_that_can_be_none_is_a_mistake() {
+    for (text, parts) in [
+        (
+            "[nats]\nservers = [\"http://nats:4222\"]",
+            &["relay.toml:2: nats.servers", "`http://nats:4222`", "nats://HOST:PORT"][..],
+        ),
+        ("[nats]\nservers = [\"nats://nats:99999\"]", &["nats.servers", "invalid port"]),
+        ("[nats]\nservers = [\"nats://a:4222\", \"nats://u:hush@b:4222\"]", &["nats.servers", "credentials"]),
+        ("[listen]\nnats = [\"nats://\"]", &["relay.toml:2: listen.nats", "has no host"]),
+        ("[worker]\nconnect = \"server\"", &["relay.toml:2: worker.connect", "`server`", "HOST:PORT"]),
+        ("[worker]\nconnect = \"tls://server:99999\"", &["worker.connect", "HOST:PORT"]),
+        ("[worker]\nconnect = \"http://server:7411\"", &["worker.connect", "http://", "HOST:PORT"]),
+        ("[sqs]\nenabled = true\nendpoint = \"localhost:4566\"", &["relay.toml:3: sqs.endpoint", "http://HOST"]),
+        ("[sqs]\nenabled = true\nregion = \"us east\"", &["relay.toml:3: sqs.region", "eu-central-1"]),
+        ("[sqs]\nenabled = true\ntable = \"a b\"", &["relay.toml:3: sqs.table", "3 to 255"]),
+        ("[sqs]\nenabled = true\nforward = [\"shop\"]", &["relay.toml:3: sqs.forward", "CLIENT=URL"]),
+        ("[telemetry]\notlp_endpoint = \"collector\"", &["relay.toml:2: telemetry.otlp_endpoint", "4318"]),
+    ] {
+        let (code, said) = check(text);
+        assert_eq!(code, 2, "{text}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{text}: does not say {part}: {said}");
+        }
+        assert!(!said.contains("hush"), "{said}");
+    }
+    for text in [
+        "[nats]\nservers = [\"nats://a:4222\", \"b:4222\", \"tls://[::1]:4222\"]",
+        "[worker]\nconnect = \"tls://server.example:7411\"",
+        "[worker]\nconnect = \"[::1]:7411\"",
+        "[telemetry]\notlp_endpoint = \"https://collector:4318/otlp\"",
+    ] {
+        assert_eq!(check(text).0, 0, "{text}: {}", check(text).1);
+    }
+}
 
 #[test]
 fn a_log_that_nobody_reads_holds_up_no_request_and_no_end_and_says_later_what_it_lost() {

@@ -1,6 +1,7 @@
 //! Listeners that contradict each other, themselves, or what holds for all.
 
 use super::Finder;
+use super::addresses::meet;
 use crate::config::listeners::{Listener, Protocol};
 use crate::config::settings::{AskedCertificate, ProxyHeader, TlsOf};
 
@@ -34,8 +35,9 @@ impl Finder<'_> {
             let what = format!("{} has this name", same.called());
             found.push(("", what, "give it another name"));
         }
-        if let Some(same) = before.iter().find(|known| known.address == one.address && one.address.port() != 0) {
-            found.push((".address", format!("{} listens on {} already", same.called(), one.address), "write another"));
+        if let Some(same) = before.iter().find(|known| meet(known.address, one.address)) {
+            let what = format!("{} listens on {} already", same.called(), same.address);
+            found.push((".address", what, "give each a port of its own"));
         }
         match (one.proxy, one.trusted.is_empty()) {
             (ProxyHeader::Required, true) => found.push((

@@ -176,16 +176,25 @@ impl fmt::Debug for Client {
     }
 }
 
+/// Reads the address of a collector.
+///
+/// # Errors
+/// If it is none of HTTP.
+pub(super) fn address(endpoint: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(endpoint).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err("it is no address that begins with http:// or https://".to_owned());
+    }
+    Ok(url)
+}
+
 impl Client {
     /// A client for `endpoint`.
     ///
     /// # Errors
     /// If it is no address of HTTP.
     pub(super) fn new(endpoint: &str) -> Result<Self, String> {
-        let url = reqwest::Url::parse(endpoint).map_err(|error| error.to_string())?;
-        if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-            return Err("it is no address that begins with http:// or https://".to_owned());
-        }
+        let url = address(endpoint)?;
         let mut client = reqwest::Client::builder()
             .timeout(EXPORT_MAX)
             .redirect(reqwest::redirect::Policy::none())

@@ -54,6 +54,14 @@ impl fmt::Debug for Traces {
     }
 }
 
+/// Finds that a collector may be at `endpoint`.
+///
+/// # Errors
+/// The problem with it.
+pub fn check_endpoint(endpoint: &str) -> Result<(), String> {
+    export::address(endpoint).map(drop)
+}
+
 impl Traces {
     /// Sends spans to `endpoint`, such as `http://collector:4318/v1/traces`, from now on. Headers, sampler and resource
     /// are set by the variables of OpenTelemetry: `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`,
