@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Duration(u64),
     /// A number of bytes with its unit.
     Size,
+    /// The same, at least one.
+    SomeSize,
     /// A number of bytes with its unit, or `none`.
     SizeOrNone,
     /// `true` or `false`.
@@ -132,7 +134,7 @@ impl Kind {
             (Self::Duration(_), DeValue::Integer(_)) => {
                 Err(Unfit::new(format!("`{shown}` has no unit"), format!("write \"{shown}s\" for seconds")))
             }
-            (Self::Size | Self::SizeOrNone, DeValue::Integer(_)) => Err(Unfit::new(
+            (Self::Size | Self::SomeSize | Self::SizeOrNone, DeValue::Integer(_)) => Err(Unfit::new(
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
@@ -248,9 +250,13 @@ impl Kind {
                 Ok(Value::Duration(duration))
             }
             Self::SizeOrNone if text == NONE => Ok(Value::Text(NONE.to_owned())),
-            Self::Size | Self::SizeOrNone => {
+            Self::Size | Self::SomeSize | Self::SizeOrNone => {
                 let size =
                     values::size(text).map_err(|error| Unfit::new(error, "write \"512B\", \"256KiB\" or \"1MiB\""))?;
+                if size == 0 && self == Self::SomeSize {
+                    let fix = "leave it out for the default, or write a size such as \"64MiB\"";
+                    return Err(Unfit::new(format!("`{shown}` is too little: nothing would get through"), fix));
+                }
                 Ok(Value::Number(size))
             }
             Self::Address if text.parse::<SocketAddr>().is_err() => {
@@ -314,7 +320,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Address => f.write_str("an address"),
             Self::Duration(_) => f.write_str("a duration"),
-            Self::Size => f.write_str("a size"),
+            Self::Size | Self::SomeSize => f.write_str("a size"),
             Self::SizeOrNone => write!(f, "a size, or `{NONE}`"),
             Self::Flag => f.write_str("true or false"),
             Self::Count(min, max) => write!(f, "a number {}", between(*min, *max)),

@@ -107,6 +107,23 @@ fn an_address_of_another_server_that_can_be_none_is_a_mistake() {
 }
 
 #[test]
+fn a_limit_of_nothing_is_a_mistake() {
+    for (table, key) in
+        [("limits", "body_bytes"), ("limits", "answer_bytes"), ("limits", "body_rate"), ("listen", "worker_bytes")]
+    {
+        let (code, said) = check(&format!("[{table}]\n{key} = \"0B\""));
+        assert_eq!(code, 2);
+        assert!(said.contains(&format!("relay.toml:2: {table}.{key}: `\"0B\"` is too little")), "{said}");
+    }
+    let refused = run(["serve", "--memory", "--no-auth", "--body-bytes", "0B"]);
+    assert_eq!(code(&refused), 2);
+    assert!(stderr(&refused).contains("--body-bytes") && stderr(&refused).contains("too little"), "{refused:?}");
+    let (code, said) = check("[limits]\nbody_bytes = \"1MiB\"\n[[queue]]\nname = \"q\"\npayload_max = \"2MiB\"");
+    assert_eq!(code, 2);
+    assert!(said.contains("relay.toml:5: queue.q.payload_max") && said.contains("limits.body_bytes"), "{said}");
+}
+
+#[test]
 fn a_log_that_nobody_reads_holds_up_no_request_and_no_end_and_says_later_what_it_lost() {
     let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--log", "debug"];
     for format in ["text", "json"] {
