@@ -251,9 +251,15 @@ impl Authenticator {
     /// Whether no two clients can be told apart: there is one at most, or nobody is asked for credentials.
     #[must_use]
     pub fn is_one_client(&self) -> bool {
+        self.clients().is_none_or(|clients| clients <= 1)
+    }
+
+    /// How many clients the files let in, those of expired keys included; `None` if everybody is let in.
+    #[must_use]
+    pub fn clients(&self) -> Option<usize> {
         match &self.0 {
-            Mode::Files(known) => known.live.clients() <= 1,
-            Mode::Development => true,
+            Mode::Files(known) => Some(known.live.clients()),
+            Mode::Development => None,
         }
     }
 

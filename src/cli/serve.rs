@@ -115,6 +115,13 @@ pub(crate) async fn run(args: ServeArgs, settings: Settings) -> Result<Exit, Cli
         }
     };
     let (broker, nats) = choose(&settings, settings.streams.provision)?;
+    // Over NATS its permissions tell clients apart.
+    if let Some(file) = access.keys.as_ref().filter(|_| nats.is_none() && authenticator.clients() == Some(0)) {
+        let file = file.display();
+        warn!(
+            "{file} has no key of a client, and every request is refused: `relay keys new NAME --file {file}` makes one"
+        );
+    }
     let serving = Serving {
         broker,
         authenticator,
@@ -290,11 +297,14 @@ pub(crate) fn choose(settings: &Settings, provision: bool) -> Result<(BrokerConf
 /// The database file in `data`, which is created with access for this user only.
 pub(crate) fn prepare_store(data: PathBuf) -> Result<PathBuf, CliError> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&data)
-        .map_err(|error| CliError::usage(format!("cannot create {}: {error}", data.display())))?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&data).map_err(|error| {
+        match data.ancestors().find(|path| path.is_file()) {
+            Some(file) => CliError::usage(format!("--data {}: {} is a file", data.display(), file.display()))
+                .hint(format!("name a folder, in which relay keeps {STORE_FILE}")),
+            None => CliError::usage(format!("--data {}: can't create the folder: {error}", data.display()))
+                .hint("name a folder where this user may write"),
+        }
+    })?;
     Ok(data.join(STORE_FILE))
 }
 

@@ -124,6 +124,40 @@ fn a_limit_of_nothing_is_a_mistake() {
 }
 
 #[test]
+fn a_key_file_that_lets_no_client_in_is_told_at_the_start() {
+    let dir = tempdir().unwrap();
+    let (keys, key) = (dir.path().join("keys.toml"), dir.path().join("w.key"));
+    let [keys, key] = [&keys, &key].map(|path| path.to_str().unwrap());
+    let serve = ["serve", "--memory", "--listen", "127.0.0.1:0", "--json", "--keys", keys];
+    let starts = || {
+        let server = Running::start(serve);
+        server.signal(Signal::SIGTERM);
+        server.wait().1
+    };
+    assert_eq!(code(&run(["keys", "new", "w", "--role", "worker", "--file", keys, "--out", key])), 0);
+    let said = starts();
+    assert!(said.contains(&format!("{keys} has no key of a client")) && said.contains("relay keys new"), "{said}");
+    assert_eq!(code(&run(["keys", "new", "shop", "--file", keys])), 0);
+    let said = starts();
+    assert!(!said.contains("no key of a client"), "{said}");
+}
+
+#[test]
+fn a_folder_for_jobs_that_can_be_none_is_told_with_what_to_do() {
+    let dir = tempdir().unwrap();
+    let file = dir.path().join("relay.db");
+    fs::write(&file, "").unwrap();
+    let inside = file.join("data");
+    for data in [&file, &inside] {
+        let refused = run(["serve", "--no-auth", "--listen", "127.0.0.1:0", "--data", data.to_str().unwrap()]);
+        assert_eq!(code(&refused), 2);
+        let said = stderr(&refused);
+        assert!(said.contains(&format!("--data {}: {} is a file", data.display(), file.display())), "{said}");
+        assert!(said.contains("hint: name a folder"), "{said}");
+    }
+}
+
+#[test]
 fn a_log_that_nobody_reads_holds_up_no_request_and_no_end_and_says_later_what_it_lost() {
     let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--log", "debug"];
     for format in ["text", "json"] {
