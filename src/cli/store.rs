@@ -42,6 +42,22 @@ impl Place {
     fn file(&self) -> PathBuf {
         self.data.join(STORE_FILE)
     }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        self.data.join(format!("{STORE_FILE}{suffix}"))
+    }
+
+    /// Removes a folder that a restore made and put no store into. One with a marker waits for its store.
+    fn forget(&self) {
+        if self.beside(".marker").exists() {
+            return;
+        }
+        for suffix in [".lock", ".partial", ".partial-wal", ".partial-shm", ".partial-journal"] {
+            std::fs::remove_file(self.beside(suffix)).ok();
+        }
+        // It stays if anything else is in it.
+        std::fs::remove_dir(&self.data).ok();
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,8 +106,19 @@ pub(crate) fn run(args: StoreArgs) -> Result<Exit, CliError> {
             Ok(Exit::Done)
         }
         StoreCommand::Restore { place, from } => {
-            let to = prepare_store(place.data)?;
-            let bytes = relay_embedded::restore(&from, &to).map_err(of_store)?;
+            let is_new = !place.data.exists();
+            // A store's own file was moved away, if a restore from it was interrupted.
+            if !from.exists() && !place.beside(".replaced").exists() {
+                return Err(CliError::usage(format!("there is no file {}", from.display()))
+                    .hint("name a backup that `relay store backup` made, or a copy of a store's file"));
+            }
+            let to = prepare_store(place.data.clone())?;
+            let bytes = relay_embedded::restore(&from, &to).map_err(|error| {
+                if is_new {
+                    place.forget();
+                }
+                of_store(error)
+            })?;
             if place.json {
                 output::json(&json!({ "restored": to.display().to_string(), "bytes": bytes }))?;
             } else {

@@ -158,6 +158,21 @@ fn a_folder_for_jobs_that_can_be_none_is_told_with_what_to_do() {
 }
 
 #[test]
+fn a_restore_from_a_file_that_is_not_there_says_so_and_leaves_nothing() {
+    let dir = tempdir().unwrap();
+    let [data, backup] = ["data", "backup.db"].map(|name| dir.path().join(name));
+    let args = ["store", "restore", "--data", data.to_str().unwrap(), backup.to_str().unwrap()];
+    let refused = run(args);
+    assert_eq!(code(&refused), 2, "{refused:?}");
+    assert!(!data.exists(), "it left {:?}", fs::read_dir(&data).unwrap().collect::<Vec<_>>());
+    let said = stderr(&refused);
+    assert!(said.contains(&format!("there is no file {}", backup.display())) && !said.contains("folder"), "{said}");
+    fs::write(&backup, "no store").unwrap();
+    assert_ne!(code(&run(args)), 0);
+    assert!(!data.exists(), "it left {:?}", fs::read_dir(&data).unwrap().collect::<Vec<_>>());
+}
+
+#[test]
 fn a_log_that_nobody_reads_holds_up_no_request_and_no_end_and_says_later_what_it_lost() {
     let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json", "--log", "debug"];
     for format in ["text", "json"] {
