@@ -198,7 +198,7 @@ pub fn ingresses(
     }
     let help = "When the first certificate of a file expires, or its first list of revoked ones is due to be replaced.";
     let mut family = text.gauge("relay_tls_expiry_timestamp_seconds", help);
-    for Expiry { kind, file, at } in tls.map(Tls::expiries).unwrap_or_default() {
+    for Expiry { kind, file, at, .. } in tls.map(Tls::expiries).unwrap_or_default() {
         let at = u64::try_from(at).unwrap_or_default();
         family.value(&[("kind", kind), ("file", &file.to_string_lossy())], at);
     }

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use relay_bridge::contract::Timestamp;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tracing::warn;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
 
 /// How long before its end a file is warned of.
-const WARN_BEFORE_SECS: i64 = 7 * 24 * 3_600;
+const WARN_BEFORE_SECS: i64 = 7 * DAY_SECS;
+const DAY_SECS: i64 = 24 * 3_600;
 
 /// The first end of what is in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct Expiry {
     pub file: PathBuf,
     /// When the first of its certificates expires, or the first of its lists should have been replaced: seconds since 1970.
     pub at: i64,
+    /// When the last of its certificates begins to be good; `None` for lists.
+    pub(super) from: Option<i64>,
 }
 
 impl Expiry {
@@ -27,7 +31,8 @@ impl Expiry {
         file: &Path,
         certificates: &[CertificateDer<'_>],
     ) -> Option<Self> {
-        ends(certificates).min().map(|at| Self { kind, file: file.to_owned(), at })
+        let from = certificates.iter().filter_map(begin).max();
+        ends(certificates).min().map(|at| Self { kind, file: file.to_owned(), at, from })
     }
 
     /// A list that does not say when the next one is due has no end.
@@ -37,22 +42,43 @@ impl Expiry {
             list.next_update().map(|at| at.timestamp())
         };
         let at = lists.iter().filter_map(due).min()?;
-        Some(Self { kind: "crl", file: file.to_owned(), at })
+        Some(Self { kind: "crl", file: file.to_owned(), at, from: None })
     }
 
-    /// Warns of it if its end is near or was.
+    /// Warns of it if its end is near or was, or if it is not good yet.
     pub(super) fn warn(&self) {
-        let left = self.at - now();
-        if left < WARN_BEFORE_SECS {
-            let (file, days) = (self.file.display(), left.div_euclid(24 * 3_600));
-            let what = match self.kind {
-                "crl" => {
-                    "a list of revoked certificates is due to be replaced, and refuses its authority's clients from then on"
-                }
-                "authority" => "a certificate of an authority expires, and vouches for nobody from then on: replace it",
-                _ => "the server's certificate expires, and clients refuse it from then on",
-            };
-            warn!(%file, days, "{what}");
+        let (file, left) = (self.file.display(), self.at - now());
+        let days = left.div_euclid(DAY_SECS);
+        let days_ago = left.unsigned_abs() / DAY_SECS.unsigned_abs();
+        match (self.kind, left) {
+            ("crl", ..0) => warn!(
+                %file, days_ago,
+                "a list of revoked certificates was due to be replaced, and its authority's clients are refused: replace it"
+            ),
+            ("authority", ..0) => {
+                warn!(%file, days_ago, "a certificate of an authority has expired, and vouches for nobody: replace it");
+            }
+            (_, ..0) => {
+                warn!(%file, days_ago, "the server's certificate has expired, and clients refuse it: replace it");
+            }
+            ("crl", ..WARN_BEFORE_SECS) => warn!(
+                %file, days,
+                "a list of revoked certificates is due to be replaced, and refuses its authority's clients from then on"
+            ),
+            ("authority", ..WARN_BEFORE_SECS) => {
+                warn!(%file, days, "a certificate of an authority expires, and vouches for nobody from then on: replace it");
+            }
+            (_, ..WARN_BEFORE_SECS) => {
+                warn!(%file, days, "the server's certificate expires, and clients refuse it from then on");
+            }
+            _ => {}
+        }
+        if let ("certificate", Some(from)) = (self.kind, self.from.filter(|from| *from > now())) {
+            let from = Timestamp::from_millis(from.saturating_mul(1_000));
+            warn!(
+                %file, %from,
+                "the server's certificate is not good yet, and clients refuse it until then: replace it, or set the clock"
+            );
         }
     }
 }
@@ -73,6 +99,11 @@ pub(super) fn left(certificates: &[CertificateDer<'_>]) -> Option<Duration> {
     let now = now();
     let left = ends(certificates).filter(|end| *end >= now).min()?.saturating_sub(now).saturating_add(1);
     Some(Duration::from_secs(u64::try_from(left).unwrap_or_default()))
+}
+
+/// When a certificate begins to be good, in seconds since 1970.
+fn begin(der: &CertificateDer<'_>) -> Option<i64> {
+    X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate.validity().not_before.timestamp())
 }
 
 fn now() -> i64 {

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::cli_support::{Running, code, run, stderr};
+use crate::tls_support::Authority;
 use nix::sys::signal::Signal;
 use tempfile::tempdir;
 
@@ -170,6 +171,27 @@ fn a_restore_from_a_file_that_is_not_there_says_so_and_leaves_nothing() {
     fs::write(&backup, "no store").unwrap();
     assert_ne!(code(&run(args)), 0);
     assert!(!data.exists(), "it left {:?}", fs::read_dir(&data).unwrap().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_certificate_that_is_over_or_not_yet_good_is_told_so() {
+    let dir = tempdir().unwrap();
+    let [certificate, key] = ["c.pem", "c.key"].map(|name| dir.path().join(name));
+    let authority = Authority::new("a");
+    let serve = ["serve", "--memory", "--no-auth", "--listen", "127.0.0.1:0", "--json"];
+    for (from, until, told, never) in [
+        (2020, 2021, "the server's certificate has expired, and clients refuse it: replace it", "days=-"),
+        (4000, 4001, "the server's certificate is not good yet, and clients refuse it until then", "expire"),
+    ] {
+        let identity = authority.signs_between(&["localhost"], from, until);
+        fs::write(&certificate, identity.certificate).unwrap();
+        fs::write(&key, identity.key).unwrap();
+        let files = ["--tls-cert", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+        let mut server = Running::start(serve.iter().chain(&files));
+        let line = server.wait_for_line("server's certificate");
+        assert!(line.contains(told) && !line.contains(never), "{line}");
+        server.stop();
+    }
 }
 
 #[test]

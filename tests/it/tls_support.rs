@@ -76,6 +76,16 @@ impl Authority {
         Identity { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
+    /// A certificate with these names, which is good from the first day of one year to that of another.
+    pub(crate) fn signs_between(&self, names: &[&str], from: i32, until: i32) -> Identity {
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+
     /// A list of revoked certificates, good until the end of `until`.
     pub(crate) fn revokes(&self, serials: &[u64], until: i32) -> String {
         let revoked = |serial: &u64| RevokedCertParams {
