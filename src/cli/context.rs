@@ -28,7 +28,7 @@ pub(crate) struct ContextArgs {
 
 #[derive(Debug, Subcommand)]
 enum ContextCommand {
-    /// Add a context, or change it; the first one is used from then on
+    /// Add a context, or change it: with the same server, what is not given stays. The first one is used from then on
     Add {
         /// Its name
         #[arg(value_name = "NAME", value_parser = contexts::name)]
@@ -105,6 +105,10 @@ pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
             }
             let context = Context { server, api_key, client, admin, admin_token, ca, certificate, certificate_key };
             contexts::change(|contexts| {
+                let context = match contexts.context.get(&name) {
+                    Some(before) => changed(&name, before, context)?,
+                    None => context,
+                };
                 contexts.context.insert(name.clone(), context);
                 contexts.current.get_or_insert(name);
                 Ok(Exit::Done)
@@ -122,6 +126,40 @@ pub(crate) fn run(args: ContextArgs) -> Result<Exit, CliError> {
             Ok(Exit::Done)
         }),
     }
+}
+
+/// A context after a change: what is not given stays. A key is for its server alone, and so is a token for its admin port.
+fn changed(name: &str, before: &Context, given: Context) -> Result<Context, CliError> {
+    let is_moved = before.server != given.server;
+    let names_caller = given.api_key.is_some() || given.client.is_some();
+    if is_moved && before.api_key.is_some() && !names_caller {
+        let what = format!("the context {name} has a key, which is for {} alone", before.server);
+        return Err(CliError::usage(what).hint(format!(
+            "give the key for {} with --api-key-file, or `relay context remove {name}` first",
+            given.server
+        )));
+    }
+    if is_moved {
+        return Ok(given);
+    }
+    let has_admin = given.admin.is_none() || given.admin == before.admin;
+    if !has_admin && before.admin_token.is_some() && given.admin_token.is_none() {
+        let what = format!("the context {name} has a token, which is for its admin port before alone");
+        return Err(CliError::usage(what)
+            .hint(format!("give the new port's with --admin-token-file, or `relay context remove {name}` first")));
+    }
+    let before = before.clone();
+    let (api_key, client) = if names_caller { (given.api_key, given.client) } else { (before.api_key, before.client) };
+    Ok(Context {
+        server: given.server,
+        api_key,
+        client,
+        admin: given.admin.or(before.admin),
+        admin_token: given.admin_token.or(before.admin_token),
+        ca: given.ca.or(before.ca),
+        certificate: given.certificate.or(before.certificate),
+        certificate_key: given.certificate_key.or(before.certificate_key),
+    })
 }
 
 pub(super) fn read_secret(file: &Path) -> Result<String, CliError> {

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::cli_support::{Running, code, run, stderr};
+use crate::cli_support::{Running, code, relay, run, stderr, stdout};
 use crate::tls_support::Authority;
 use nix::sys::signal::Signal;
 use tempfile::tempdir;
@@ -192,6 +192,36 @@ fn a_certificate_that_is_over_or_not_yet_good_is_told_so() {
         assert!(line.contains(told) && !line.contains(never), "{line}");
         server.stop();
     }
+}
+
+#[test]
+fn a_context_that_is_changed_keeps_its_key_for_its_server_alone() {
+    let dir = tempdir().unwrap();
+    let [file, key] = ["contexts.toml", "a.key"].map(|name| dir.path().join(name));
+    let run = |args: &[&str]| relay(args).env("RELAY_CONTEXTS", &file).output().unwrap();
+    let keys = dir.path().join("keys.toml");
+    let made = ["keys", "new", "a", "--file", keys.to_str().unwrap(), "--out", key.to_str().unwrap()];
+    assert_eq!(code(&run(&made)), 0);
+    let secret = fs::read_to_string(&key).unwrap();
+    let is_kept = || fs::read_to_string(&file).unwrap().contains(secret.trim());
+    let (one, two) = ("http://127.0.0.1:1", "http://127.0.0.1:2");
+    let add = ["context", "add", "prod", "--server", one, "--api-key-file", key.to_str().unwrap(), "--admin", two];
+    assert_eq!(code(&run(&add)), 0);
+
+    assert_eq!(code(&run(&["context", "add", "prod", "--server", one, "--admin", one])), 0);
+    assert!(is_kept(), "{}", fs::read_to_string(&file).unwrap());
+    assert!(!fs::read_to_string(&file).unwrap().contains(two), "the new address of the admin port holds");
+
+    let refused = run(&["context", "add", "prod", "--server", two]);
+    assert_eq!(code(&refused), 2, "{refused:?}");
+    assert!(stderr(&refused).contains(one) && stderr(&refused).contains("--api-key-file"), "{refused:?}");
+    assert!(is_kept(), "nothing is lost");
+
+    assert_eq!(code(&run(&["context", "add", "prod", "--server", one, "--client", "me"])), 0);
+    assert!(!is_kept(), "a name instead of the key");
+    assert_eq!(code(&run(&["context", "add", "prod", "--server", two])), 0);
+    let listed = run(&["context", "list", "--json"]);
+    assert!(stdout(&listed).contains(two) && stdout(&listed).contains("\"client\":null"), "{listed:?}");
 }
 
 #[test]
