@@ -329,6 +329,48 @@ async fn the_connections_of_one_key_keep_no_worker_of_another_out() {
 }
 
 #[tokio::test]
+async fn the_leases_of_one_key_that_wait_keep_no_worker_of_another_from_its_jobs() {
+    /// Together more than the embedded broker lets wait.
+    const CONNECTIONS: usize = 70;
+    const EACH: u64 = 250;
+    let two = Two::start(&["--log", "warn"]);
+    let address = two.attacked.server.workers();
+    let mut greedy = Vec::new();
+    for at in 0..CONNECTIONS {
+        let mut raw = Raw::welcomed(&address, &two.keys[0], &format!("g{at}")).await;
+        for id in 0..EACH {
+            raw.send(&FromWorker::Request { id, request: Request::Lease(request("q1", 1)) }).await;
+        }
+        // Everything before it was read by the time it is answered.
+        raw.send(&FromWorker::Ping(7)).await;
+        greedy.push(raw);
+    }
+    let mut refused = 0;
+    for raw in &mut greedy {
+        loop {
+            match raw.next().await {
+                FromServer::Pong(7) => break,
+                FromServer::Error { id: Some(_), error } => {
+                    assert_eq!(&*error.slug, "overloaded", "{error:?}");
+                    refused += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let worker = two.worker(1).await;
+    two.submit("q2", 10).await;
+    assert_eq!(worker.lease(&request("q2", 1)).await.unwrap().len(), 1);
+    assert!(refused > 0, "what is too much is refused at once");
+    // One more of its own workers may lease as well.
+    let mut late = Raw::welcomed(&address, &two.keys[0], "late").await;
+    let once = LeaseRequest { wait: Duration::ZERO, ..request("q1", 1) };
+    late.send(&FromWorker::Request { id: 1, request: Request::Lease(once) }).await;
+    let answer = late.next().await;
+    assert!(matches!(answer, FromServer::Response { id: 1, .. }), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_worker_is_named_by_its_key_and_can_pose_as_no_other() {
     let mut two = Two::start(&["--admin", "127.0.0.1:0"]);
     two.submit("q1", 10).await;

@@ -39,13 +39,16 @@ pub(super) struct Door {
     /// The place of a peer that is not known yet.
     pub(super) unknown: Member,
     pub(super) memory: Memory,
+    /// The leases that may wait.
+    pub(super) leases: Memory,
 }
 
-/// The places and the memory of workers, whichever listener they come by.
+/// The places, the memory and the waits of workers, whichever listener they come by.
 struct Rooms {
     places: Arc<Places>,
     unknown: EvictingPool,
     memory: Memory,
+    leases: Memory,
 }
 
 impl WorkerListener {
@@ -92,6 +95,7 @@ impl Rooms {
             places: Places::new(limits.connections_max),
             unknown: EvictingPool::new(usize::try_from(limits.unknown_max).unwrap_or(usize::MAX)),
             memory: Memory::new(limits.bytes, limits.frame_max.min(FRAME_MAX)),
+            leases: Memory::of_leases(),
         }
     }
 
@@ -101,6 +105,7 @@ impl Rooms {
             places: Arc::clone(&self.places),
             unknown: self.unknown.enter(),
             memory: self.memory.clone(),
+            leases: self.leases.clone(),
         }
     }
 }

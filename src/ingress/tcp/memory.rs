@@ -2,7 +2,8 @@
 //! deliveries that wait to be written.
 //!
 //! Each connection has [`OWN_BYTES`] of its own, so that heartbeats and small jobs wait for nobody. What is more comes out of
-//! one budget of the listener, of which the connections under one key have a half at most.
+//! one budget of the listener, of which the connections under one key have a half at most. Leases that wait at the broker are
+//! shared out in the same way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -15,12 +16,17 @@ use tokio::time;
 
 /// The bytes that each connection has of its own.
 pub(super) const OWN_BYTES: usize = 64 * 1024;
+/// The leases of each connection that may wait beside those of the budget: relay's own workers have one.
+const OWN_LEASES: usize = 4;
+/// The budget of leases that wait. With those of 1,024 connections it is less than a broker takes, and each costs all others a look.
+const LEASES: usize = 2_048;
 /// How long a frame waits for its bytes at most. Meanwhile nothing is read from its connection.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The budget of one listener.
 #[derive(Clone)]
 pub(super) struct Memory {
+    own: usize,
     shared: Arc<Semaphore>,
     half: usize,
     by_key: Arc<Mutex<HashMap<ClientId, Weak<Semaphore>>>>,
@@ -31,7 +37,16 @@ impl Memory {
     pub(super) fn new(bytes: u64, frame_max: u32) -> Self {
         let least = usize::try_from(frame_max).unwrap_or(usize::MAX).saturating_add(OWN_BYTES);
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).clamp(least, Semaphore::MAX_PERMITS);
-        Self { shared: Arc::new(Semaphore::new(bytes)), half: (bytes / 2).max(least), by_key: Arc::default() }
+        Self::of(OWN_BYTES, bytes, (bytes / 2).max(least))
+    }
+
+    /// The leases that may wait at once, counted one by one.
+    pub(super) fn of_leases() -> Self {
+        Self::of(OWN_LEASES, LEASES, LEASES / 2)
+    }
+
+    fn of(own: usize, all: usize, half: usize) -> Self {
+        Self { own, shared: Arc::new(Semaphore::new(all)), half, by_key: Arc::default() }
     }
 
     /// The memory of a connection under the key of this name; without one it shares with all others.
@@ -45,7 +60,7 @@ impl Memory {
                 half
             })
         });
-        ConnectionMemory { own: Arc::new(Semaphore::new(OWN_BYTES)), of_key, shared: Arc::clone(&self.shared) }
+        ConnectionMemory { own: Arc::new(Semaphore::new(self.own)), of_key, shared: Arc::clone(&self.shared) }
     }
 }
 

@@ -15,7 +15,7 @@
 //! - `requests`: the effect of each request.
 //! - [`client`]: the client role, which has connections of its own.
 //! - `audited`: the lines about sessions.
-//! - `memory`: the bytes that connections may hold.
+//! - `memory`: the bytes that connections may hold, and the leases that may wait.
 //! - `places`: the places of workers, which those of one key can't keep from others.
 //! - `writer`: the messages that go back, and their fate when nobody reads; `writing`: a batch of them, of either role.
 

@@ -32,9 +32,9 @@ impl Session {
         request.wait = request.wait.min(LEASE_WAIT_MAX);
         // The frame may have any name.
         request.worker = self.worker.clone();
-        let leased = match self.may_lease(&request) {
+        let leased = match self.may_lease(&request).and_then(|()| self.place_to_wait()) {
             Err(refusal) => Err(refusal),
-            Ok(()) => tokio::select! {
+            Ok(_place) => tokio::select! {
                 biased;
                 leased = self.lease_once_there_is_room(&request) => leased.map_err(|error| WireError::of(&error)),
                 () = cancel.cancelled() => Ok(Vec::new()),
@@ -65,6 +65,15 @@ impl Session {
     async fn lease_once_there_is_room(&self, request: &LeaseRequest) -> Result<Vec<Delivery>, BrokerError> {
         drop(self.memory.take(PART_BYTES, request.wait.min(ROOM_WAIT_MAX)).await);
         self.server.leasing.lease(request).await
+    }
+
+    /// A place for one more lease. Those of one key leave half of them to others.
+    fn place_to_wait(&self) -> Result<Share, WireError> {
+        self.waits.try_take(1).ok_or_else(|| {
+            let detail = "too many leases of this key wait already: name all queues in one, with a `max` for all jobs that \
+                          are wanted, and try again later";
+            WireError::new(Kind::Overloaded { retry_after: Duration::from_secs(1) }, detail)
+        })
     }
 
     fn may_lease(&self, request: &LeaseRequest) -> Result<(), WireError> {

@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) worker: WorkerId,
     pub(super) grant: WorkerGrant,
     pub(super) memory: ConnectionMemory,
+    /// Its share of the leases that wait at the broker.
+    pub(super) waits: ConnectionMemory,
     pub(super) envelope: WireVersion,
     pub(super) frame_max: u32,
     /// Unanswered lease requests by id, to be cancelled.
@@ -56,7 +58,7 @@ pub(super) struct Session {
 
 /// Serves one connection from its beginning to its end.
 pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: SocketAddr, door: Door, stop: Stop) {
-    let Door { front, places, unknown, memory } = door;
+    let Door { front, places, unknown, memory, leases } = door;
     let over = async {
         tokio::select! {
             () = unknown.evicted.cancelled() => {}
@@ -100,6 +102,7 @@ pub(super) async fn serve(server: Arc<WorkerListener>, stream: TcpStream, peer: 
         stop,
         worker,
         memory: memory.connection(grant.key.as_ref()),
+        waits: leases.connection(grant.key.as_ref()),
         grant,
         envelope,
         frame_max: welcome.frame_max,
