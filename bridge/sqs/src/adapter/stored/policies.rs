@@ -23,6 +23,9 @@ use relay_bridge::support::lock;
 
 /// The largest policy in bytes of JSON: an item holds 400 KiB.
 const BYTES_MAX: usize = 256 * 1_024;
+/// The most running jobs that a client's bound may allow, unless it allows all: the item of its leases has some 42 bytes of each,
+/// and those of a few that ended.
+const RUNNING_MAX: u32 = 9_000;
 /// How often a policy is compared and written: more than once only if the same policy was written in another form meanwhile.
 const WRITES_MAX: u32 = 4;
 const WRITE: &str = "write policy";
@@ -219,6 +222,18 @@ pub(crate) fn check(policy: &QueuePolicy) -> Result<(), BrokerError> {
             return Err(BrokerError::new(BrokerErrorKind::Invalid, WRITE, why));
         }
     }
+    let defaults = ("by default".to_owned(), &policy.client_defaults);
+    let named = policy.clients.iter().map(|(client, own)| (format!("for client `{client}`"), own));
+    for (whose, own) in std::iter::once(defaults).chain(named) {
+        if own.max_running != u32::MAX && own.max_running > RUNNING_MAX {
+            let why = format!(
+                "max_running is {} {whose}, the leases of one client in an item of DynamoDB are {RUNNING_MAX} at most: lower it, \
+                 or leave it out and let as many run as there are workers",
+                own.max_running
+            );
+            return Err(BrokerError::new(BrokerErrorKind::Invalid, WRITE, why));
+        }
+    }
     if policy.bounds_stored() {
         return Err(stored_not_counted(WRITE));
     }
@@ -240,6 +255,7 @@ pub(crate) fn no_queue(queue: &QueueName, operation: &'static str) -> BrokerErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use relay_bridge::policy::ClientPolicy;
 
     #[test]
     fn a_policy_that_no_item_can_hold_is_refused_before_it_is_written() {
@@ -247,5 +263,23 @@ mod tests {
         let error = check(&QueuePolicy { result_max: PAYLOAD_MAX + 1, ..QueuePolicy::default() }).unwrap_err();
         assert_eq!(error.kind(), BrokerErrorKind::Invalid);
         assert!(error.detail().contains("result_max"));
+    }
+
+    #[test]
+    fn a_bound_on_running_jobs_whose_leases_no_item_can_hold_is_refused_before_it_is_written() {
+        let with = |default, own| {
+            let client = ClientPolicy { max_running: own, ..ClientPolicy::default() };
+            QueuePolicy {
+                client_defaults: ClientPolicy { max_running: default, ..ClientPolicy::default() },
+                clients: [("acme".parse().unwrap(), client)].into(),
+                ..QueuePolicy::default()
+            }
+        };
+        assert!(check(&with(RUNNING_MAX, u32::MAX)).is_ok() && check(&with(u32::MAX, 1)).is_ok());
+        for (policy, whose) in [(with(RUNNING_MAX + 1, 1), "by default"), (with(1, 1_000_000), "client `acme`")] {
+            let error = check(&policy).unwrap_err();
+            assert_eq!(error.kind(), BrokerErrorKind::Invalid);
+            assert!(error.detail().contains("max_running") && error.detail().contains(whose), "{error}");
+        }
     }
 }
