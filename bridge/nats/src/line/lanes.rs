@@ -30,6 +30,8 @@ const OWN_MAX: usize = 500;
 const RUNNING_MAX: u32 = 50_000;
 /// How long after a change of a policy some process may still go by the one before.
 const POLICY_AGE_MAX: Duration = Duration::from_secs(2 * AGE_MAX.as_secs());
+/// How often the log is told of a consumer that somebody has to see to.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 /// The most consumers whose settings are remembered.
 const KNOWN_MAX: usize = 65_536;
 
@@ -44,6 +46,8 @@ pub(crate) struct Consumers {
     sharing: Mutex<HashSet<(QueueName, ClientId)>>,
     /// A single flight for each queue: new consumers are made one at a time, so that they can be counted.
     making: Mutex<HashMap<QueueName, Arc<SingleFlight>>>,
+    /// When the log was last told of a consumer from which jobs do not come.
+    told: Mutex<HashMap<(QueueName, Lane), Instant>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub(crate) struct ConsumerInfo {
     pub(crate) num_ack_pending: u64,
     #[serde(default)]
     pub(crate) ack_floor: Floor,
+    #[serde(default)]
+    paused: bool,
     /// The position up to which everything was delivered once.
     #[serde(default)]
     pub(crate) delivered: Floor,
@@ -107,6 +113,12 @@ struct ConsumerConfig {
     max_expires: i64,
     #[serde(default)]
     backoff: Option<Vec<i64>>,
+    #[serde(default)]
+    ack_policy: String,
+    #[serde(default)]
+    deliver_subject: String,
+    #[serde(default)]
+    priority_groups: Option<Vec<String>>,
 }
 
 impl ConsumerConfig {
@@ -124,6 +136,17 @@ impl ConsumerConfig {
             ("backoff", self.backoff.as_ref().is_some_and(|waits| !waits.is_empty())),
         ];
         bound.or_else(|| others.into_iter().find_map(|(name, is_set)| is_set.then_some(name)))
+    }
+
+    /// The setting with which it leases no jobs, and which the server lets nobody change: somebody else made it.
+    fn unfit(&self) -> Option<&'static str> {
+        [
+            ("ack_policy", self.ack_policy != "explicit"),
+            ("deliver_subject", !self.deliver_subject.is_empty()),
+            ("priority_groups", self.priority_groups.as_ref().is_some_and(|groups| !groups.is_empty())),
+        ]
+        .into_iter()
+        .find_map(|(name, is_set)| is_set.then_some(name))
     }
 }
 
@@ -175,6 +198,33 @@ impl Consumers {
             sharing.clear();
         }
         sharing.insert((queue.clone(), client.clone()));
+    }
+
+    /// Tells the log, now and then, of a consumer from which jobs do not come as they should until an operator acts.
+    fn tell_of(&self, queue: &QueueName, lane: &Lane, info: &ConsumerInfo) {
+        let unfit = info.config.unfit();
+        if unfit.is_none() && !info.paused {
+            return;
+        }
+        let mut told = lock(&self.told);
+        if told.len() >= KNOWN_MAX {
+            told.clear();
+        }
+        let (key, now) = ((queue.clone(), lane.clone()), Instant::now());
+        if told.get(&key).is_some_and(|at| now - *at < TELL_EVERY) {
+            return;
+        }
+        told.insert(key, now);
+        match unfit {
+            Some(setting) => tracing::error!(%queue, consumer = %lane, setting, "{}", remedy(queue, lane)),
+            None => tracing::warn!(
+                %queue,
+                consumer = %lane,
+                "a consumer is paused at the NATS server, and its jobs wait: `nats consumer resume {} {lane}` ends that; \
+                 `relay queues pause` is for queues",
+                names::jobs_stream(queue),
+            ),
+        }
     }
 
     /// The single flight in which consumers of the queue are made.
@@ -262,8 +312,13 @@ impl Lanes {
                 None => self.choose_lane(queue, client).await?,
             };
             match self.make_consumer(queue, &lane, policy).await {
-                // No room for one more consumer: a client needs none unless the policy gives it a share of its own.
-                Err(full) if is_full(&full) && lane == own && !policy.clients.contains_key(client) => {
+                // No room for one more consumer, or its name is taken: a client needs none unless the policy gives it a share
+                // of its own.
+                Err(error)
+                    if (is_full(&error) || error.kind() == BrokerErrorKind::StateConflict)
+                        && lane == own
+                        && !policy.clients.contains_key(client) =>
+                {
                     let lane = Lane::shared_by(client);
                     self.make_consumer(queue, &lane, policy).await?;
                     self.consumers.shares(queue, client);
@@ -320,7 +375,11 @@ impl Lanes {
         Ok(Lane::shared_by(client))
     }
 
-    /// Makes the lane's consumer, unless it is there. One that differs from what the policy says is changed by a round.
+    /// Makes the lane's consumer, unless it is there. One that differs from what the policy says is changed by a round, and one
+    /// that sees other jobs at once.
+    ///
+    /// # Errors
+    /// `StateConflict`: one of this name is there that can't lease jobs, and is not relay's to remove. And those of the broker.
     pub(crate) async fn make_consumer(
         &self,
         queue: &QueueName,
@@ -328,8 +387,17 @@ impl Lanes {
         policy: &QueuePolicy,
     ) -> Result<(), BrokerError> {
         if let Some(info) = self.consumer_info(queue, lane).await? {
-            self.consumers.remember(queue, lane, info.made());
-            return Ok(());
+            if info.config.unfit().is_some() {
+                self.consumers.tell_of(queue, lane, &info);
+                let why = remedy(queue, lane);
+                return Err(BrokerError::new(BrokerErrorKind::StateConflict, "create consumer", why));
+            }
+            if info.config.filter_subject == lane.filter(queue) {
+                self.consumers.remember(queue, lane, info.made());
+                return Ok(());
+            }
+            let setting = "filter_subject";
+            tracing::warn!(%queue, consumer = %lane, setting, "somebody changed a consumer so that jobs would not come: changed back");
         }
         self.make_as(queue, lane, Made::by(policy, lane)).await
     }
@@ -368,11 +436,12 @@ impl Lanes {
             let wanted = Made::by(policy, &lane);
             let wanted = Made { lease: self.consumers.lease_now(queue, &lane, info, wanted.lease), ..wanted };
             self.consumers.remember(queue, &lane, info.made());
+            self.consumers.tell_of(queue, &lane, info);
             let harmful = info.config.harmful();
             if let Some(setting) = harmful {
                 tracing::warn!(%queue, consumer = %lane, setting, "somebody changed a consumer so that jobs would not come as they are: changed back");
             }
-            if info.made() != wanted || harmful.is_some() {
+            if info.config.unfit().is_none() && (info.made() != wanted || harmful.is_some()) {
                 match self.make_as(queue, &lane, wanted).await {
                     // It keeps its old settings, and must not stop the other lanes.
                     Err(error) if error.kind() == BrokerErrorKind::Invalid => {
@@ -425,6 +494,15 @@ impl Lanes {
             Err(error) => Err(error),
         }
     }
+}
+
+/// The words about a consumer that somebody else made under a lane's name.
+fn remedy(queue: &QueueName, lane: &Lane) -> String {
+    let stream = names::jobs_stream(queue);
+    format!(
+        "somebody else made the consumer `{lane}` of the stream `{stream}`, and it leases no jobs: remove it with \
+         `nats consumer rm {stream} {lane}`, and relay makes its own"
+    )
 }
 
 fn is_full(error: &BrokerError) -> bool {

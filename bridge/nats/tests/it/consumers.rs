@@ -265,3 +265,57 @@ async fn a_consumer_that_somebody_changed_loses_no_job_and_is_changed_back() {
     let now = stream.consumer_info("acme").await.unwrap().config;
     assert_eq!((now.headers_only, now.max_deliver, now.max_batch), (false, -1, 0));
 }
+
+#[tokio::test]
+async fn a_consumer_that_somebody_turned_to_other_jobs_is_turned_back() {
+    let server = NatsServer::start().await;
+    let (first, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
+    first.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    let submitted = job(&queue);
+    first.jobs.enqueue(submitted.clone()).await.unwrap();
+    let (jetstream, config) = consumer(&server, &queue).await;
+    let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
+    let turned = pull::Config { filter_subject: format!("relay.jobs.{queue}.nobody.>"), ..config };
+    stream.create_consumer(turned).await.unwrap();
+    // As the sweep of any server does, here of one that starts.
+    let second = open(&server).await.broker();
+    second.jobs.sweep(100).await.unwrap();
+    let leased = second.leasing.lease(&request(&queue, 1)).await.unwrap();
+    assert_eq!(leased.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [submitted.id]);
+}
+
+#[tokio::test]
+async fn a_client_whose_consumers_name_is_taken_shares_a_lane_and_the_log_says_what_to_remove() {
+    let (log, _listening) = Log::listen();
+    let server = NatsServer::start().await;
+    let (broker, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
+    broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let stream = jetstream.get_stream(names::jobs_stream(&queue)).await.unwrap();
+    let taken =
+        pull::Config { durable_name: Some("acme".to_owned()), ack_policy: AckPolicy::None, ..pull::Config::default() };
+    stream.create_consumer(taken).await.unwrap();
+    let submitted = job(&queue);
+    broker.jobs.enqueue(submitted.clone()).await.unwrap();
+    let lease = LeaseRequest { wait: Duration::from_secs(5), ..request(&queue, 1) };
+    let held = broker.leasing.lease(&lease).await.unwrap();
+    assert_eq!(held.iter().map(|delivery| delivery.job.id).collect::<Vec<_>>(), [submitted.id]);
+    assert_eq!(log.count(Level::ERROR, "nats consumer rm relay-jobs-work acme"), 1);
+}
+
+#[tokio::test]
+async fn the_log_says_that_a_consumer_is_paused_and_how_to_end_that() {
+    let (log, _listening) = Log::listen();
+    let server = NatsServer::start().await;
+    let (broker, queue): (_, QueueName) = (open(&server).await.broker(), "work".parse().unwrap());
+    broker.policies.put_policy(&queue, &QueuePolicy::default(), None).await.unwrap();
+    broker.jobs.enqueue(job(&queue)).await.unwrap();
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let pause = format!("CONSUMER.PAUSE.{}.acme", names::jobs_stream(&queue));
+    let until = serde_json::json!({ "pause_until": "2100-01-01T00:00:00Z" });
+    let answer: serde_json::Value = jetstream.request(pause, &until).await.unwrap();
+    assert_eq!(answer["paused"], true, "{answer}");
+    let lease = LeaseRequest { wait: Duration::from_secs(2), ..request(&queue, 1) };
+    drop(broker.leasing.lease(&lease).await.unwrap());
+    assert_eq!(log.count(Level::WARN, "nats consumer resume relay-jobs-work acme"), 1);
+}
