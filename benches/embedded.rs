@@ -1,7 +1,8 @@
 //! The embedded broker beside a bare SQLite loop that writes the same rows, and beside itself at depth.
 //!
 //! `cargo bench --bench embedded`. Both sides: 128 producers that wait for the durable answer, 16 workers that lease 16
-//! at a time, payloads of 256 bytes, one writer thread, one commit for whatever waits.
+//! at a time, payloads of 256 bytes, one writer thread, one commit for whatever waits. With `-- tcp` only submissions
+//! over TCP, beside such a loop and beside HTTP; `RELAY_OURS` names another relay than the one that cargo builds for benches.
 #![expect(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -18,22 +19,57 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use relay_bridge::leasing::LeaseRequest;
+use support::load::CONNECTIONS;
+use support::served::Served;
 use support::store::{LEASED_AT_ONCE, PRODUCERS, WORKERS, open, produce, work};
-use support::{Sample, measure, median, pairs, report};
+use support::{Sample, cpu_of, frames, load, measure, median, pairs, report};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 const JOBS: u64 = 40_000;
 
+/// Submissions without an answer, of each connection over TCP: with all connections 512, as many as the bare loop has in flight.
+const IN_FLIGHT: u64 = 8;
+
 #[tokio::main]
 async fn main() {
+    if std::env::args().any(|argument| argument == "tcp") {
+        return tcp().await;
+    }
     let mut cycles = Vec::new();
     for _ in 0..pairs() {
         let ours = ours(JOBS).await;
         cycles.push((ours, bare::cycle(JOBS, PRODUCERS, WORKERS, LEASED_AT_ONCE).await));
     }
     report("full cycle through the seam / bare SQLite", 0.6, &cycles);
+    tcp().await;
     backlog().await;
+}
+
+/// Submissions over TCP: relay is a process of its own, whose CPU counts; the bare loop has neither clients nor sockets.
+async fn tcp() {
+    let (mut bare, mut http) = (Vec::new(), Vec::new());
+    for _ in 0..pairs() {
+        let over_tcp = submissions(true).await;
+        bare.push((over_tcp, bare::cycle(JOBS, CONNECTIONS * IN_FLIGHT, 0, 0).await));
+        http.push((over_tcp, submissions(false).await));
+    }
+    report("submit over TCP, 64 connections x 8 / bare SQLite", 0.7, &bare);
+    report("submit over TCP, 64 connections x 8 / over HTTP, 64", 2.0, &http);
+}
+
+async fn submissions(over_tcp: bool) -> Sample {
+    let relay = std::env::var("RELAY_OURS").unwrap_or_else(|_| env!("CARGO_BIN_EXE_relay").to_owned());
+    let server = Served::start_with_tcp(&relay, None);
+    let submit = async |jobs, first| match over_tcp {
+        true => frames::submit(server.tcp.unwrap(), CONNECTIONS, IN_FLIGHT, jobs, first).await,
+        false => load::submit(server.http, true, jobs, first).await,
+    };
+    submit(JOBS / 10, 0).await;
+    let (start, before) = (Instant::now(), cpu_of(server.pid()));
+    submit(JOBS, JOBS).await;
+    let wall = start.elapsed();
+    Sample { operations: JOBS, wall, cpu: cpu_of(server.pid()).saturating_sub(before) }
 }
 
 async fn ours(jobs: u64) -> Sample {

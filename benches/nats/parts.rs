@@ -10,11 +10,12 @@ use relay_bridge::leasing::Leasing;
 use relay_conformance::testing::{NatsCluster, NatsServer};
 use relay_remote::{Remote, RemoteConfig};
 
-use crate::bare::{Ack, Bare, Shape};
+use crate::bare::{Ack, Bare, Shape, WINDOW};
 use crate::figures::{Run, compare, compare_latencies, line};
 use crate::ours::{self, Ours};
-use crate::support::load::{Server, submit};
-use crate::support::{pairs, resident};
+use crate::support::load::{CONNECTIONS, Server, submit};
+use crate::support::served::Served;
+use crate::support::{frames, pairs, resident};
 
 /// HTTP requests of one run.
 const REQUESTS: u64 = 60_000;
@@ -41,6 +42,9 @@ pub(crate) async fn run(names: &[&str]) {
     if wanted("wait") {
         wait(&nats).await;
     }
+    if wanted("tcp-submit") {
+        tcp_submissions(&nats).await;
+    }
     if wanted("tcp") {
         tcp_worker(&nats).await;
     }
@@ -62,6 +66,30 @@ async fn submissions(nats: &NatsServer) {
     }
     compare("HTTP submit under keys / axum that awaits a publish", "goal >= 0.90, stretch 1.50", &plain);
     compare("HTTP submit under keys / axum that awaits a publish if absent", "for comparison", &create);
+}
+
+/// Over TCP, with as many in flight as the loop has, which has neither clients nor a socket of its own.
+async fn tcp_submissions(nats: &NatsServer) {
+    let relay = std::env::var("RELAY_OURS").unwrap_or_else(|_| env!("CARGO_BIN_EXE_relay").to_owned());
+    let in_flight = WINDOW as u64 / CONNECTIONS;
+    let (mut contract, mut http) = (Vec::new(), Vec::new());
+    for _ in 0..pairs() {
+        let server = Served::start_with_tcp(&relay, Some(nats));
+        let pids = [server.pid()];
+        let tcp = server.tcp.unwrap();
+        frames::submit(tcp, CONNECTIONS, in_flight, JOBS / 10, 0).await;
+        let over_tcp = frames::submit(tcp, CONNECTIONS, in_flight, JOBS, JOBS);
+        let over_tcp = Run::measure(from_ref(nats), &pids, JOBS, over_tcp).await;
+        let over_http = submit(server.http, true, JOBS, 3 * JOBS);
+        http.push((over_tcp, Run::measure(from_ref(nats), &pids, JOBS, over_http).await));
+        drop(server);
+        clear(nats).await;
+        let bare = Bare::create(&nats.url()).await;
+        contract.push((over_tcp, here(nats, bare.publish_as(Shape::Contract, JOBS)).await));
+        clear(nats).await;
+    }
+    compare("submit over TCP / publish what the contract needs, 512 in flight", "goal >= 0.90", &contract);
+    compare("submit over TCP, 64 connections x 8 / over HTTP, 64", "goal >= 2", &http);
 }
 
 async fn load(nats: &NatsServer, server: &str) -> Run {

@@ -6,6 +6,7 @@
     reason = "each benchmark uses a part, includes this file as its own, and fails by panicking"
 )]
 
+pub mod frames;
 pub mod load;
 pub mod served;
 pub mod store;

@@ -17,6 +17,8 @@ pub struct Served {
     pub http: SocketAddr,
     /// Where workers connect.
     pub workers: SocketAddr,
+    /// Where clients connect over TCP, if they can.
+    pub tcp: Option<SocketAddr>,
     data: TempDir,
 }
 
@@ -31,8 +33,17 @@ impl Served {
         Self::start_on(relay, nats.map(|nats| (nats.url(), 1)))
     }
 
+    /// The same with a listener for clients over TCP, which older binaries do not know.
+    pub fn start_with_tcp(relay: &str, nats: Option<&NatsServer>) -> Self {
+        Self::start_with(relay, nats.map(|nats| (nats.url(), 1)), &["--tcp", "127.0.0.1:0"])
+    }
+
     /// The same on the NATS at these addresses, which commas separate, with so many copies of each message.
     pub fn start_on(relay: &str, nats: Option<(String, usize)>) -> Self {
+        Self::start_with(relay, nats, &[])
+    }
+
+    fn start_with(relay: &str, nats: Option<(String, usize)>, flags: &[&str]) -> Self {
         let data = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut command = Command::new(if counts() { "valgrind" } else { relay });
         if counts() {
@@ -43,7 +54,7 @@ impl Served {
             command.env_remove(name);
         }
         command.args(["serve", "--no-auth", "--json", "--log", "error", "--queue", "work"]);
-        command.args(["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"]);
+        command.args(["--listen", "127.0.0.1:0", "--worker-listen", "127.0.0.1:0"]).args(flags);
         match nats {
             Some((url, replicas)) => {
                 command.args(["--provision", "--nats", &url, "--nats-replicas", &replicas.to_string()])
@@ -54,8 +65,9 @@ impl Served {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let address = |of: &str| ready["listening"][of].as_str().unwrap().parse().unwrap();
-        Self { http: address("http"), workers: address("workers"), child, data }
+        let address = |of: &str| ready["listening"][of].as_str().map(|address| address.parse().unwrap());
+        let (http, workers) = (address("http").unwrap(), address("workers").unwrap());
+        Self { http, workers, tcp: address("tcp"), child, data }
     }
 
     /// Instructions of the process since they were asked for last, the kernel's not counted. Only while they are counted.
