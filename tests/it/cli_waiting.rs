@@ -10,7 +10,7 @@ use tempfile::tempdir;
 #[test]
 fn a_result_that_does_not_come_in_time_is_said_with_the_id_and_an_exit_code_of_its_own() {
     let dev = Running::dev(&[], "read -r line; test \"$line\" = now || sleep 600; echo done");
-    let late = run_with(["submit", "--wait=100ms", "--key", "k", "--server", &dev.url()], b"later\n");
+    let late = run_with(["submit", "--wait=1s", "--key", "k", "--server", &dev.url()], b"later\n");
     assert_eq!((code(&late), stdout(&late)), (75, ""), "nothing that could be taken for a result: {late:?}");
     let listed = run(["jobs", "show", "--queue", "default", "--key", "k", "--json", "--server", &dev.url()]);
     let id = json_lines(&listed)[0]["job_id"].as_str().unwrap().to_owned();
@@ -21,7 +21,7 @@ fn a_result_that_does_not_come_in_time_is_said_with_the_id_and_an_exit_code_of_i
     }
     let asked = run(["result", &id, "--server", &dev.url()]);
     assert_eq!((code(&asked), stdout(&asked)), (75, ""), "{asked:?}");
-    let json = run_with(["submit", "--wait=100ms", "--json", "--key", "k", "--server", &dev.url()], b"later\n");
+    let json = run_with(["submit", "--wait=1s", "--json", "--key", "k", "--server", &dev.url()], b"later\n");
     assert_eq!((code(&json), json_lines(&json)[0]["job_id"].as_str()), (75, Some(id.as_str())));
     assert!(json_lines(&json)[0].get("outcome").is_none() && json_lines(&json)[0]["error"].is_string());
     let done = run_with(["submit", "--wait=60s", "--server", &dev.url()], b"now\n");

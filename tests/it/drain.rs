@@ -94,7 +94,7 @@ fn no_request_that_was_written_on_200_busy_connections_stays_unanswered_through_
 
 #[test]
 fn a_connection_that_comes_late_is_served_and_told_after_100_requests_and_the_log_says_that_it_came() {
-    let mut relay = Running::start(SERVE.iter().chain(&["--drain-delay", "4s"]));
+    let mut relay = Running::start(SERVE.iter().chain(&["--drain-delay", "10s"]));
     let address = relay.ready["listening"]["http"].as_str().unwrap().to_owned();
     relay.signal(Signal::SIGTERM);
     relay.wait_for_line("clients are told to go elsewhere");

@@ -188,8 +188,8 @@ async fn a_certificate_that_expires_within_a_week_is_warned_of_and_shown_with_it
 async fn a_listener_for_clients_over_tcp_has_tls_and_the_header_of_a_balancer() {
     use relay_bridge::contract::wire::client::{FromClient, Hello, Request, ToClient};
     let files = Files::new();
-    let tables = "[[listener]]\nname = \"fast\"\nprotocol = \"relay\"\naddress = \"127.0.0.1:0\"\ntls = \"on\"\n\
-                  proxy = \"required\"\ntrusted = [\"127.0.0.1\"]\n";
+    let tables = "http = \"127.0.0.1:0\"\n[[listener]]\nname = \"fast\"\nprotocol = \"relay\"\naddress = \"127.0.0.1:0\"\n\
+                  tls = \"on\"\nproxy = \"required\"\ntrusted = [\"127.0.0.1\"]\n";
     let mut relay = serving(&files, tables);
     let fast = address(&relay, "fast");
     relay.wait_for_line(&format!("clients connect to relays://{fast}, behind a PROXY header"));
