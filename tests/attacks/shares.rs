@@ -106,13 +106,20 @@ async fn a_flood_over_nats_takes_its_clients_places_and_no_others() {
     };
     let honest = async {
         for n in 0..15 {
-            let answer = b.request("relay.submit.b.default", format!("{n}").into()).await.unwrap();
-            let refused = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error"));
-            assert!(refused.is_none(), "submission {n}: {refused:?}");
+            // On a busy machine the NATS server itself is late: no place was missing then.
+            while let Some(refused) = refusal(&b, n).await {
+                assert_eq!(refused, "unconfirmed", "submission {n}");
+            }
         }
     };
     tokio::select! { () = flood => {}, () = honest => {} }
     drop(attacked);
+}
+
+/// Submits this payload as `b`; the slug of the refusal, if it is refused.
+async fn refusal(b: &async_nats::Client, payload: u32) -> Option<String> {
+    let answer = b.request("relay.submit.b.default", payload.to_string().into()).await.unwrap();
+    answer.headers?.get("Nats-Service-Error").map(ToString::to_string)
 }
 
 #[tokio::test(flavor = "multi_thread")]
