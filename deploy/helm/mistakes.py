@@ -4,6 +4,7 @@
 IN_VALUES = [
     ("a misspelt key", "nats", "server: { replica: 3 }", "replica"),
     ("a misspelt key of a worker", "nats", "workers: { orders: { autoscalling: { kind: keda } } }", "autoscalling"),
+    ("a worker's name that is none, told at its place", "nats", "workers: { Big_Name: { queues: [orders] } }", "'/workers': additional properties 'Big_Name'"),
     ("no image", "nats", "image: { repository: '' }", "image.repository"),
     ("a duration without a unit", "nats", "server: { drain: '30' }", "drain"),
     ("ports that disagree", "nats", "listeners: { cluster: { port: 7410 } }", "is taken by"),
