@@ -176,7 +176,9 @@ impl Kind {
                 let number = text.parse().ok().filter(|number| (f64::from(min)..=f64::from(max)).contains(number));
                 number.map(Value::Factor).ok_or_else(|| not(format!("write a number from {min} to {max}")))
             }
-            _ if self.is_list() && is_plain(text) => self.read_list(vec![text.to_owned()]),
+            _ if self.is_list() && is_plain(text) => self
+                .read_list(vec![text.to_owned()])
+                .map_err(|unfit| Unfit { fix: format!("write {}", self.typed_example()), ..unfit }),
             _ if self.is_list() => Err(not("write a text that is not empty".to_owned())),
             _ => self.read_text(text),
         }
@@ -208,6 +210,12 @@ impl Kind {
             Self::Command => "[\"./handle\", \"--fast\"]",
             _ => "[\"a\", \"b\"]",
         }
+    }
+
+    /// The example as a flag or a variable has it: without brackets and quotes.
+    fn typed_example(self) -> String {
+        let (list, _) = self.example().split_once(']').unwrap_or((self.example(), ""));
+        list.replace(['[', '"'], "").replace(", ", ",")
     }
 
     fn read_list(self, texts: Vec<String>) -> Result<Value, Unfit> {

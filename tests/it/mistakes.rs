@@ -106,6 +106,27 @@ fn an_address_of_another_server_that_can_be_none_is_a_mistake() {
 }
 
 #[test]
+fn a_list_in_a_flag_or_a_variable_is_told_as_it_is_typed_there_and_not_as_in_a_file() {
+    for (variable, flag, wrong, command) in [
+        ("RELAY_WORKER_QUEUE", "--queue", "A B", &["worker", "--", "cat"][..]),
+        ("RELAY_PROXY_TRUSTED", "--proxy-trusted", "balancer", &["serve", "--memory", "--no-auth"]),
+        ("RELAY_CLIENT_SHARE_OF", "--client-share-of", "shop", &["serve", "--memory", "--no-auth"]),
+        ("RELAY_WORKER_PASS_ENV", "--pass-env", "A-B", &["worker", "--", "cat"]),
+    ] {
+        let by_variable = relay(command).env(variable, wrong).output().unwrap();
+        let by_flag = run([&command[..1], &[flag, wrong], &command[1..]].concat());
+        for refused in [by_variable, by_flag] {
+            assert_eq!(code(&refused), 2, "{variable}: {refused:?}");
+            let said = stderr(&refused);
+            let example = said.trim_end().rsplit(": write ").next().unwrap().to_owned();
+            assert!(!example.contains(['[', '"']), "{variable}: {said}");
+            let again = relay(["config", "show"]).env(variable, &example).output().unwrap();
+            assert!(!stderr(&again).contains(&format!("variable {variable}: ")), "{variable}={example}: {again:?}");
+        }
+    }
+}
+
+#[test]
 fn a_limit_of_nothing_is_a_mistake() {
     for (table, key) in
         [("limits", "body_bytes"), ("limits", "answer_bytes"), ("limits", "body_rate"), ("listen", "worker_bytes")]
