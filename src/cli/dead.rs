@@ -124,6 +124,9 @@ async fn list(operator: &Operator, mut filter: LettersFilter, limit: usize, json
         let Some(next) = page.next else { break };
         filter.before = Some(next);
     }
+    if letters.is_empty() {
+        known(operator, filter.queue.as_ref()).await?;
+    }
     if json {
         letters.iter().try_for_each(output::json)?;
         return Ok(Exit::Done);
@@ -196,6 +199,9 @@ async fn each(args: WhichArgs, action: Action) -> Result<Exit, CliError> {
             let Some(next) = next else { break };
             filter.before = Some(next);
         }
+        if done + failed == 0 {
+            known(&operator, filter.queue.as_ref()).await?;
+        }
     }
     for id in args.ids {
         let acted = match operate(Patience::reading(), || operator.letter(id)).await {
@@ -210,6 +216,13 @@ async fn each(args: WhichArgs, action: Action) -> Result<Exit, CliError> {
     };
     output::note(format_args!("{done} {what}, {failed} not."));
     Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// Refuses a queue that is not there: a slip in its name would look like a queue without dead letters. Letters of a queue
+/// that was removed are found without this question.
+async fn known(operator: &Operator, queue: Option<&QueueName>) -> Result<(), CliError> {
+    let Some(queue) = queue else { return Ok(()) };
+    operate(Patience::reading(), || operator.queue(queue)).await.map(drop)
 }
 
 /// A letter that could not be seen to is reported; a server that is away ends it all.

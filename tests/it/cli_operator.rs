@@ -107,6 +107,21 @@ fn dead_letters_are_read_redriven_and_purged_and_other_clients_are_seen_too() {
 }
 
 #[test]
+fn a_queue_that_is_not_there_is_told_to_an_operator_who_asks_for_its_dead_letters() {
+    let dev = Running::dev(&["--admin", "127.0.0.1:0", "--queue", "mail"], "cat");
+    for command in
+        [&["dead", "list"][..], &["dead", "list", "--json"], &["dead", "redrive", "--all"], &["dead", "purge", "--all"]]
+    {
+        let empty = ask(&dev, &[command, &["--queue", "mail"]].concat());
+        assert_eq!(code(&empty), 0, "{empty:?}");
+        let refused = ask(&dev, &[command, &["--queue", "mial"]].concat());
+        assert_eq!((code(&refused), stdout(&refused)), (1, ""), "{refused:?}");
+        assert!(stderr(&refused).contains("there is no queue mial"), "{refused:?}");
+    }
+    dev.stop();
+}
+
+#[test]
 fn a_context_has_the_admin_port_and_its_token() {
     let dir = tempdir().unwrap();
     let [file, token] = ["contexts.toml", "token"].map(|name| dir.path().join(name));
