@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use relay_bridge::contract::{JobId, JobState, QueueName};
 
 use super::exit::{CliError, Exit};
-use super::remote::ServerArgs;
+use super::remote::{ServerArgs, known};
 use super::{output, values};
 use crate::api::receipt::state_text;
 use crate::api::{JobView, JobsPage};
@@ -157,10 +157,12 @@ async fn list(args: ListArgs) -> Result<Exit, CliError> {
     let ListArgs { queue, state, key_prefix, .. } = args;
     let mut filter = JobsFilter { queue, state, key_prefix, after: None, limit: PAGE };
     let mut rows = Vec::new();
+    let mut none = true;
     while left > 0 {
         filter.limit = PAGE.min(u32::try_from(left).unwrap_or(PAGE));
         let JobsPage { jobs, next } = client.jobs(&filter).await?;
         left -= jobs.len().min(left);
+        none &= jobs.is_empty();
         for job in jobs {
             if args.json {
                 output::json(&job)?;
@@ -173,6 +175,9 @@ async fn list(args: ListArgs) -> Result<Exit, CliError> {
         }
         let Some(next) = next else { break };
         filter.after = Some(next);
+    }
+    if none && let Some(queue) = &filter.queue {
+        known(&client, queue).await?;
     }
     if !rows.is_empty() {
         print(&mut rows)?;

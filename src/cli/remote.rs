@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use relay_bridge::contract::ClientId;
+use relay_bridge::contract::{ClientId, QueueName};
 use relay_bridge::support::lock;
 
 use super::configured::variable;
@@ -162,6 +162,20 @@ impl OperatorArgs {
         };
         Ok(Operator::with_tls(&server, token, &tls)?)
     }
+}
+
+/// Refuses a queue that this caller may not use or that is not there, where nothing was found in it: a slip in its name would
+/// look like a queue without anything.
+///
+/// # Errors
+/// There is no such queue, or the server does not say.
+pub(crate) async fn known(client: &Client, queue: &QueueName) -> Result<(), CliError> {
+    let who = client.whoami().await?;
+    if who.queue_limits.iter().any(|limits| limits.queue == *queue) {
+        return Ok(());
+    }
+    Err(CliError::failed(format!("there is no queue {queue} that this caller may use"))
+        .hint("check its name: `relay whoami` shows those that are there"))
 }
 
 /// How long a command waits before it says what for.

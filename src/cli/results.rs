@@ -12,7 +12,7 @@ use relay_bridge::contract::{Outcome, QueueName};
 
 use super::exit::{CliError, Exit};
 use super::output;
-use super::remote::ServerArgs;
+use super::remote::{ServerArgs, known};
 use crate::api::{ResultView, ResultsPage};
 use crate::client::job::WAIT_MAX;
 use crate::client::{Client, Patience, ResultsFilter};
@@ -79,6 +79,14 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
     };
     let wait = if args.follow { WAIT_MAX } else { Duration::ZERO };
     let mut filter = ResultsFilter { after, queue: args.queue, key_prefix: args.key_prefix, limit: PAGE, wait };
+    if args.follow
+        && let Some(queue) = &filter.queue
+        && let Err(error) = known(&client, queue).await
+    {
+        // The queue may be one that is to come.
+        output::warning(format_args!("{error}; waiting for its results"));
+    }
+    let mut none = true;
     loop {
         let page = page(&client, &filter, &away).await?;
         if let Some(reset) = page.reset {
@@ -89,6 +97,7 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
             ));
         }
         print(&page.entries, args.json)?;
+        none &= page.entries.is_empty();
         let moved = filter.after.as_ref() != Some(&page.next);
         if moved && let Some(file) = &args.resume {
             write_place(file, &page.next)?;
@@ -96,6 +105,9 @@ pub(crate) async fn run(args: ResultsArgs) -> Result<Exit, CliError> {
         filter.after = Some(page.next);
         // A page without results has moved on if there are some that were not asked for.
         if !args.follow && !moved {
+            if none && let Some(queue) = &filter.queue {
+                known(&client, queue).await?;
+            }
             return Ok(Exit::Done);
         }
     }

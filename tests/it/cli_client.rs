@@ -130,6 +130,24 @@ fn jobs_are_listed_newest_first_by_queue_and_state_and_found_by_key() {
 }
 
 #[test]
+fn a_queue_that_is_not_there_is_told_to_a_client_who_asks_for_its_jobs_or_results() {
+    let dev = Running::dev(&["--queue", "mail"], "cat");
+    for command in [&["jobs", "list"][..], &["jobs", "list", "--json"], &["results"], &["results", "--json"]] {
+        let empty = run(command.iter().chain(&["--queue", "mail", "--server", &dev.url()]));
+        assert_eq!(code(&empty), 0, "{empty:?}");
+        let refused = run(command.iter().chain(&["--queue", "mial", "--server", &dev.url()]));
+        assert_eq!((code(&refused), stdout(&refused)), (1, ""), "{refused:?}");
+        assert!(stderr(&refused).contains("there is no queue mial"), "{refused:?}");
+    }
+    let mut follower = relay(["results", "--follow", "--queue", "mial", "--server", &dev.url()]).spawn().unwrap();
+    let warned = BufReader::new(follower.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+    assert!(warned.contains("there is no queue mial"), "{warned}");
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    dev.stop();
+}
+
+#[test]
 fn a_finished_job_is_run_again_once_however_often_it_is_asked_and_then_erased() {
     let dev = Running::dev(&[], "cat");
     let id = submit(&dev, "k");
