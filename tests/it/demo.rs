@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::cli_support::{code, json_lines, run, stderr};
+use crate::cli_support::{code, json_lines, run, stderr, stdout};
 
 #[test]
 fn the_demo_loses_nothing_and_runs_nothing_again() {
@@ -47,4 +47,12 @@ fn the_demo_refuses_what_is_too_little_to_show_anything() {
     for args in [&["demo", dir.path().to_str().unwrap()][..], &["demo", "/no/such/file"]] {
         assert_eq!(code(&run(args)), 2, "{args:?}");
     }
+}
+
+#[test]
+fn the_demo_refuses_a_command_that_is_not_there_before_anything_starts() {
+    let refused = run(["demo", "--", "no-such-program"]);
+    assert_eq!((code(&refused), stdout(&refused)), (2, ""), "{refused:?}");
+    assert!(stderr(&refused).contains("no program `no-such-program` in PATH"), "{refused:?}");
+    assert!(!stderr(&refused).contains("workers"), "{refused:?}");
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use relay_bridge::contract::JobId;
+use relay_workers::handler::exec::{Exec, ExecConfig};
 
 use super::super::exit::CliError;
 
@@ -28,7 +29,7 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// The given command, or the first checksum tool that this machine has.
+    /// The given command, whose program has to be there, or the first checksum tool that this machine has.
     pub(super) fn choose(given: Vec<OsString>) -> Result<Self, CliError> {
         let candidates: [&[&str]; 3] = [&["sha256sum"], &["shasum", "-a", "256"], &["wc", "-c"]];
         let words = if given.is_empty() {
@@ -39,6 +40,9 @@ impl Command {
             })?;
             found.iter().map(OsString::from).collect()
         } else {
+            let exec = Exec::new(ExecConfig { command: given.clone(), ..ExecConfig::default() })
+                .map_err(|error| CliError::usage(error.to_string()))?;
+            exec.check().map_err(|error| CliError::usage(error.to_string()).hint(error.hint()))?;
             given
         };
         let is_sha256 = words == ["sha256sum"] || words == ["shasum", "-a", "256"];
