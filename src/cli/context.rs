@@ -14,8 +14,9 @@ use crate::client::{Client, ClientTls};
 /// The action to take on contexts.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Contexts are kept in relay/contexts.toml in the folder for configuration ($XDG_CONFIG_HOME, else ~/.config), or in the
-file that RELAY_CONTEXTS names; only its owner may read it. --server and RELAY_SERVER go before any context.
+Contexts are kept in relay/contexts.toml in the folder for configuration ($XDG_CONFIG_HOME, else
+~/.config), or in the file that RELAY_CONTEXTS names; only its owner may read it. --server and
+RELAY_SERVER go before any context.
 
 Examples:
   relay context add prod --server https://relay.example --api-key-file orders.key

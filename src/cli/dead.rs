@@ -19,8 +19,9 @@ const PAGE: u32 = 200;
 /// The dead letters, and the action to take on them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A dead letter is a job whose run ended `failed` or `exhausted`, with its payload and the reason, kept for the queue's
-`dead_retention`. These ask the admin port of `relay serve --admin`, which clients can't reach.
+A dead letter is a job whose run ended `failed` or `exhausted`, with its payload and the reason,
+kept for the queue's `dead_retention`. These ask the admin port of `relay serve --admin`, which
+clients can't reach.
 
 Examples:
   relay dead list --queue mail

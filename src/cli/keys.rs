@@ -18,13 +18,14 @@ use crate::auth::rights::{Right, Rights};
 /// Which file, and what to do with it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A running `relay serve --keys FILE` notices changes within a second, as long as it may read the file: its user and its group
-stay as they are, or nothing is changed. It takes no file that others than its owner can write.
+A running `relay serve --keys FILE` notices changes within a second, as long as it may read the
+file: its user and its group stay as they are, or nothing is changed. It takes no file that others
+than its owner can write.
 
 Examples:
   relay keys new orders --file keys.toml --out orders.key          a client, all queues
-  relay keys new web --right submit --right read --queue mail      it can't cancel or erase, nor see other queues
-  relay keys new gpu-1 --role worker --queue render                a worker of one queue, its key on stdout
+  relay keys new web --right submit --right read --queue mail      submits and reads in one queue
+  relay keys new gpu-1 --role worker --queue render                a worker, its key on stdout
   relay keys list
   relay keys rotate 3f9a0c11d2e4 --keep 24h --out orders-2.key     a successor; both work for a day
   relay keys revoke 3f9a0c11d2e4")]

@@ -10,8 +10,9 @@ use crate::client::retry::Patience;
 /// Which server.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A server reads keys, tokens and the like again by itself, about a second after their files changed, and at SIGHUP. This asks
-the admin port of `relay serve --admin` to do it now, and tells what came of it: exit code 1 if a file has a mistake.
+A server reads keys, tokens and the like again by itself, about a second after their files
+changed, and at SIGHUP. This asks the admin port of `relay serve --admin` to do it now, and tells
+what came of it: exit code 1 if a file has a mistake.
 
 Examples:
   relay reload                     with the current context

@@ -14,7 +14,8 @@ use crate::client::{Patience, RunResult};
 /// A job whose result is wanted.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The result goes to stdout byte by byte. The exit code is 0 only if the job succeeded, and 75 if it has no result yet.
+The result goes to stdout byte by byte. The exit code is 0 only if the job succeeded, and 75 if it
+has no result yet.
 
 Examples:
   relay result $ID --wait > out.bin       wait for it as long as it takes

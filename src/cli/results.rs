@@ -26,15 +26,16 @@ const CURSOR_BYTES_MAX: u64 = 1024;
 /// Which results.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each line ends with the cursor: --after CURSOR reads on behind it. With --resume FILE the place is kept in a file, so
-that a reader that was stopped, with whatever signal, misses nothing; a SIGKILL may have it read its last page again:
+Each line ends with the cursor: --after CURSOR reads on behind it. With --resume FILE the place is
+kept in a file, so that a reader that was stopped, with whatever signal, misses nothing; a SIGKILL
+may have it read its last page again:
 results are the same if their run_id is.
 
 Examples:
   relay results                                    all that are kept
   relay results --follow --after now               those that come from now on
   relay results --key-prefix order-                those of one's own keys, after a crash
-  relay results --follow --resume place --json     every result, across restarts of this command and of relay")]
+  relay results --follow --resume place --json     all of them, across restarts")]
 pub(crate) struct ResultsArgs {
     /// Begin after this cursor; `now` begins after the newest result [default: the oldest result that is kept]
     #[arg(long, value_name = "CURSOR", conflicts_with = "resume")]

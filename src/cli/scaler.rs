@@ -34,8 +34,8 @@ Examples:
   relay scaler --nats nats://nats:4222 --scaler 0.0.0.0:7414 --tls-cert tls.crt --tls-key tls.key
   relay scaler --sqs --scaler 0.0.0.0:7414 --scaler-tls off --admin 127.0.0.1:7412
 
-It takes no jobs and has no workers. Servers answer KEDA as well, with --scaler: this is for a Deployment of its own.
-Any number of them give the same figures.")]
+It takes no jobs and has no workers. Servers answer KEDA as well, with --scaler: this is for a
+Deployment of its own. Any number of them give the same figures.")]
 pub(crate) struct ScalerArgs {
     /// Read settings from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]

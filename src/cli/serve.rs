@@ -47,10 +47,10 @@ Examples:
   relay serve --config relay.toml --listen 127.0.0.1:0             a flag counts instead of the file
   relay serve --data ./data --keys keys.toml --nats-listen nats://nats:4222 --nats-creds relay.creds
 
-SIGTERM or SIGINT drains: for --drain-delay clients are told to connect elsewhere, then requests in
-flight finish, workers hand their jobs back, the store is closed. Another signal, half a second later
-or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew. With --json
-the addresses are one line of JSON on stdout, as soon as the server is ready:
+SIGTERM or SIGINT drains: for --drain-delay clients are told to connect elsewhere, then requests
+in flight finish, workers hand their jobs back, the store is closed. Another signal, half a second
+later or more, forces. SIGHUP has keys and tokens read again and the audit's file opened anew.
+With --json the addresses are one line of JSON on stdout, as soon as the server is ready:
   {\"listening\":{\"http\":\"127.0.0.1:7410\",\"tcp\":null,\"workers\":null,\"admin\":null,\"health\":null,
     \"scaler\":null,\"listeners\":{\"http\":{\"address\":\"127.0.0.1:7410\",\"protocol\":\"http\",
     \"protocols\":[\"h2\",\"http/1.1\"],\"tls\":false}}}}")]

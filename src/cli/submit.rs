@@ -24,16 +24,17 @@ use crate::client::{Client, ClientError, NewJob, Patience, RunResult, Submitted}
 #[command(after_help = "\
 Each job's id is printed on a line of its own, in the order of the files. With --wait the results
 are printed instead, the only one byte by byte, several with an end of line after each. Where one
-does not come in time, the exit code is 75 and nothing is printed for it, or with --json its receipt
-with `error`. All files are opened, and their lines read, before the first job is submitted; those of
-stdin as they come. With --ndjson each line of a file, or of stdin, is a job: an object with one of
-`payload` (JSON), `payload_base64` and `text`, and with `key`, `content_type`, `delay`, `expires_in`
-and `meta` where they are wanted. A FILE with * or ? in it that is no file stands for those that match.
+does not come in time, the exit code is 75 and nothing is printed for it, or with --json its
+receipt with `error`. All files are opened, and their lines read, before the first job is
+submitted; those of stdin as they come. With --ndjson each line of a file, or of stdin, is a job:
+an object with one of `payload` (JSON), `payload_base64` and `text`, and with `key`,
+`content_type`, `delay`, `expires_in` and `meta` where they are wanted. A FILE with * or ? in it
+that is no file stands for those that match.
 
 Examples:
   echo hello | relay submit --wait                      a job, and its result
   relay submit *.csv --key-from content                 repeat it: the same bytes are one job
-  relay submit --ndjson jobs.ndjson --key import-7      a job a line: {\"key\": \"a\", \"payload\": {\"n\": 1}}
+  relay submit --ndjson jobs.ndjson --key import-7      lines: {\"key\": \"a\", \"payload\": {\"n\": 1}}
   relay submit order.json --key order-4711 --json       the receipt as JSON")]
 pub(crate) struct SubmitArgs {
     /// Files, each one a job; `-` or none at all reads one job from stdin

@@ -36,16 +36,17 @@ Examples:
   relay worker -- sha256sum
   relay worker --queue urgent=5 --queue bulk --slots 8 -- ./resize --width 640
   relay worker --http http://127.0.0.1:3000/jobs --timeout 20s
-  relay worker --nats nats://nats:4222 --queue orders -- ./handle          without a server in between
+  relay worker --nats nats://nats:4222 --queue orders -- ./handle          no server in between
   relay worker --connect tls://relay.example:7411 --ca ca.pem --key-file gpu-1.key -- ./handle
-  relay worker --config relay.toml                                         what [worker] says, also what to run
+  relay worker --config relay.toml                                         [worker] has the rest
 
 A command gets the payload on stdin; what it prints is the result. Exit code 0 is success; 64, 65
 and 66 reject the job for good; every other code is a failed attempt, and the job is tried again.
-A command that is not there is refused at the start. One that can't be started later, or a service that
-refuses connections, costs no attempt: its jobs go back, and the worker warns and tries one now and then.
-What a command started does not outlive it, nor a worker that is killed.
-A server that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are finished, or handed back without spending an attempt.")]
+A command that is not there is refused at the start. One that can't be started later, or a service
+that refuses connections, costs no attempt: its jobs go back, and the worker warns and tries one
+now and then. What a command started does not outlive it, nor a worker that is killed. A server
+that is not up yet, or goes away, is waited for. SIGTERM or SIGINT drains: jobs in hand are
+finished, or handed back without spending an attempt.")]
 pub(crate) struct WorkerArgs {
     /// Read settings from this file; flags and variables take precedence. See `relay config`
     #[arg(long, value_name = "FILE", env = "RELAY_CONFIG", help_heading = "Configuration")]

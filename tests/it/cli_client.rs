@@ -471,6 +471,23 @@ fn every_command_has_a_manual_page() {
 }
 
 #[test]
+fn an_example_of_a_commands_help_is_on_one_line_unless_it_is_typed_on_several() {
+    let all = run(["help"]);
+    let names =
+        stdout(&all).lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<_> =
+        names.filter(|line| !line.starts_with("   ")).filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(names.contains(&"serve") && names.contains(&"bridge"), "{names:?}");
+    for name in names {
+        let help = run(["help", name]);
+        let examples = stdout(&help).lines().skip_while(|line| *line != "Examples:").skip(1);
+        for line in examples.take_while(|line| !line.is_empty()) {
+            assert!(line.contains(" relay ") || line.starts_with("      "), "relay help {name}: {line}");
+        }
+    }
+}
+
+#[test]
 fn a_flag_goes_before_a_variable_that_excludes_it_and_an_empty_variable_is_not_set() {
     let dir = tempdir().unwrap();
     let ([(_held, one), (_also, two)], file) = ([nobody(), nobody()], dir.path().join("contexts.toml"));

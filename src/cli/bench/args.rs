@@ -25,20 +25,22 @@ pub(super) const SLOTS_MAX: usize = 16_384;
 /// Which server to load, and how.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A closed loop makes the next call when the answer is there: it finds how much a server does. With --rate
-calls are made at their time, whatever the server does, and latency counts from the time when a call was
-due: it finds how long callers wait. --find-max looks for the highest rate that keeps a promise.
+A closed loop makes the next call when the answer is there: it finds how much a server does. With
+--rate calls are made at their time, whatever the server does, and latency counts from the time
+when a call was due: it finds how long callers wait. --find-max looks for the highest rate that
+keeps a promise.
 
   submit   a job, until its receipt
   wait     a job, until its result is the answer; a worker has to take the queue's jobs, or --worker
   batch    --batch jobs in one request, until their receipts (HTTP and TCP)
   follow   a job, until its result is pushed to a follower; over NATS with NATS as the broker alone
 
-Jobs have keys and stay in the queue, and their results in the client's log, until they expire: bench a
-queue of its own. Errors are counted by their slug and do not end the run; a server that is away does.
+Jobs have keys and stay in the queue, and their results in the client's log, until they expire:
+bench a queue of its own. Errors are counted by their slug and do not end the run; a server that
+is away does.
 
 Examples:
-  relay bench --local embedded                                  a server of its own, and how much it does
+  relay bench --local embedded                                  a server of its own for the run
   relay bench --local nats --over tcp --operation wait
   relay bench --server http://127.0.0.1:7410 --rate 500 --duration 30s
   relay bench --server relay://127.0.0.1:7413 --connections 4 --in-flight 64 --size 64..4KiB

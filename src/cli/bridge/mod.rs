@@ -34,18 +34,20 @@ use crate::telemetry::Telemetry;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The bridge is a worker where the jobs come from, and a client where they go: each job is submitted
-there under the id of its run as key, so that any number of replicas make one job of it, and its run
-ends as it ended there. It needs a worker's rights at the one side and a server's at the other.
+there under the id of its run as key, so that any number of replicas make one job of it, and its
+run ends as it ended there. It needs a worker's rights at the one side and a server's at the
+other.
 
 Examples:
   relay bridge --from-tcp 127.0.0.1:7411 --queue orders --nats nats://inner:4222
-  relay bridge --from-nats nats://outer:4222 --from-nats-creds bridge.creds --queue orders=orders-eu \\
-      --nats tls://inner:4222 --nats-creds relay.creds --slots 200
+  relay bridge --from-nats nats://outer:4222 --from-nats-creds bridge.creds --slots 200 \\
+      --queue orders=orders-eu --nats tls://inner:4222 --nats-creds relay.creds
   relay bridge --from-tcp 127.0.0.1:7411 --queue orders --sqs --sqs-region eu-central-1
   relay bridge --config relay.toml         several, and messages of existing streams
 
-The bridge waits for a side that is not there, at the start and later. SIGTERM or SIGINT drains: jobs
-in hand go back to their queue without spending an attempt, and the target continues with them.")]
+The bridge waits for a side that is not there, at the start and later. SIGTERM or SIGINT drains:
+jobs in hand go back to their queue without spending an attempt, and the target continues with
+them.")]
 pub(crate) struct BridgeArgs {
     #[arg(skip)]
     bridges: Vec<BridgeConfig>,

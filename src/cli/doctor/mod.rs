@@ -37,15 +37,16 @@ const IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// Which server to examine, and how far.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Run it where clients run: it finds out whether names, security groups, the endpoint, the balancer, keys
-and clocks are as they should be, in this order. Nothing is kept at relay unless a queue is given.
+Run it where clients run: it finds out whether names, security groups, the endpoint, the balancer,
+keys and clocks are as they should be, in this order. Nothing is kept at relay unless a queue is
+given.
 
   name        the server's name leads to private addresses
   tcp         each address takes a connection
   tls         who signed the server's certificate, its names, how long it is good (https and relays)
   caller      relay lets this caller in; the VPC endpoint it sees; how far clocks are apart
   packets     a body of 16 KiB goes there and back, so large packets do (http and https)
-  round-trip  20 small bodies there and back; over TCP (relay and relays) 20 questions who the caller is
+  round-trip  20 small bodies there and back; over TCP 20 questions who calls
   payload     the largest payload of each queue
   job         with --queue: a job is submitted, done by a worker, and its result comes back
   nats        with --nats: relay answers this client over NATS too
@@ -60,7 +61,8 @@ With --broker, from where relay itself runs, with its own settings; nothing is c
 
 With --refused it passes if nobody is answered on this way, and fails if somebody is.
 
-Exit code 0: every step passed. 69: the server can't be reached. 1: it is reached, and something else is wrong.
+Exit code 0: every step passed. 69: the server can't be reached. 1: it is reached, and something
+else is wrong.
 
 Examples:
   relay doctor --server https://relay.example --api-key \"$KEY\"
