@@ -37,10 +37,17 @@ pub(crate) fn refused(error: &Error, operation: &'static str) -> BrokerError {
         }
         ErrorCode::MAXIMUM_STREAMS_LIMIT => (full, ": raise `max_streams` of relay's account"),
         TOO_MANY_WAITING => (Overloaded { retry_after: Duration::from_secs(1) }, ""),
+        // The stream is not as relay made it: the message is none's mistake, and is taken once the stream is as it was.
+        ErrorCode::STREAM_SEALED
+        | ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM
+        | ErrorCode::STREAM_ROLLUP_FAILED
+        | ErrorCode::MESSAGE_TTL_DISABLED
+        | ErrorCode::MESSAGE_SCHEDULES_DISABLED => (
+            Unavailable,
+            ": somebody changed the stream; `relay provision` says how, and changes back what the server lets it",
+        ),
         // The server does not say by how much.
-        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => {
-            (TooLarge { actual: 0, limit: 0 }, "")
-        }
+        ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => (TooLarge { actual: 0, limit: 0 }, ""),
         ErrorCode::CLUSTER_NO_PEERS => (Unavailable, ""),
         // Mistakes, although their status is the server's.
         ErrorCode::STREAM_INVALID_CONFIG | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => (Invalid, ""),
@@ -130,7 +137,7 @@ mod tests {
             (500, 10_049, Ambiguous, Ambiguous),
             (500, 10_051, Unavailable, Unavailable),
             (500, 10_052, Invalid, Invalid),
-            (400, 10_054, too_large, too_large),
+            (400, 10_054, Unavailable, Unavailable),
             (400, 10_058, Invalid, Invalid),
             (404, 10_059, NotFound, NotFound),
             (500, 10_069, Ambiguous, Ambiguous),
@@ -138,9 +145,13 @@ mod tests {
             (503, 10_076, Unavailable, Unavailable),
             (503, 10_077, Unavailable, Ambiguous),
             (400, 10_097, too_large, too_large),
+            (400, 10_109, Unavailable, Unavailable),
+            (500, 10_111, Unavailable, Unavailable),
             (500, 10_118, Unavailable, Unavailable),
             (503, 10_163, Unavailable, Unavailable),
+            (400, 10_166, Unavailable, Unavailable),
             (429, 10_167, soon, soon),
+            (400, 10_188, Unavailable, Unavailable),
             (599, 19_999, Unavailable, Unavailable),
             (400, 19_999, Invalid, Invalid),
         ];

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use async_nats::jetstream::{self, Context};
+use relay_bridge::error::BrokerErrorKind;
 use relay_bridge::policy::QueuePolicy;
 use relay_bridge::provision::Wanted;
 use relay_conformance::testing::{Log, NatsServer};
@@ -64,4 +65,28 @@ async fn a_limit_that_somebody_sets_while_relay_runs_is_said_once_and_so_is_its_
     stage.broker.jobs.sweep(100).await.unwrap();
     assert_eq!(log.count(Level::INFO, "as relay needs it again"), 2, "{log:?}");
     assert_eq!(log.count(Level::ERROR, "somebody changed"), 2, "{log:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_no_message_any_more_is_no_mistake_of_a_client_or_a_result() {
+    let server = NatsServer::start().await;
+    let stage = Stage::open(&server.url(), 1, QueuePolicy::default()).await;
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let queue = names::jobs_stream(&stage.queue);
+    stage.submit("acme", "before").await;
+    let deliveries = stage.lease(1, Duration::from_secs(10)).await;
+    for size in [100, -1] {
+        change(&jetstream, &queue, |config| config.max_message_size = size).await;
+        change(&jetstream, RESULTS_STREAM, |config| config.max_message_size = size).await;
+        if size == -1 {
+            change(&jetstream, &queue, |config| config.sealed = true).await;
+            change(&jetstream, RESULTS_STREAM, |config| config.sealed = true).await;
+        }
+        let submitted = stage.broker.jobs.enqueue(stage.job("acme", "after")).await.unwrap_err();
+        let recorded = stage.broker.leasing.record(&stage.success(&deliveries[0], "done")).await.unwrap_err();
+        for error in [submitted, recorded] {
+            assert_eq!(error.kind(), BrokerErrorKind::Unavailable, "{error}");
+            assert!(error.detail().contains("`relay provision`"), "{error}");
+        }
+    }
 }
