@@ -36,12 +36,16 @@ pub(super) fn explain(error: rusqlite::Error, shown: &str) -> BrokerError {
     BrokerError::new(kind, "open store", detail).with_source(error)
 }
 
+/// SQLite found pages that can't be: it does not say of which job, and no check mends them.
+const DAMAGED: &str = "the store is damaged: stop relay and put a backup in its place, `relay store restore FILE --data FOLDER`, which keeps the \
+     damaged file beside it";
+
 /// An SQLite error of a running store: nothing of the transaction took effect.
 pub(super) fn unavailable(error: rusqlite::Error, operation: &'static str) -> BrokerError {
     use rusqlite::ErrorCode as Code;
     let (code, full) = (error.sqlite_error_code(), is_full(&error));
     let (kind, detail) = match code {
-        Some(Code::NotADatabase | Code::DatabaseCorrupt) => (BrokerErrorKind::Corrupt, "the store is damaged"),
+        Some(Code::NotADatabase | Code::DatabaseCorrupt) => (BrokerErrorKind::Corrupt, DAMAGED),
         _ if full => (BrokerErrorKind::Unavailable, "the store has no space left"),
         Some(Code::ReadOnly | Code::PermissionDenied) => (BrokerErrorKind::Unavailable, "the store can't be written"),
         _ => (BrokerErrorKind::Unavailable, "the store did not do it"),

@@ -163,6 +163,27 @@ async fn an_empty_a_missing_an_older_and_another_file_in_a_stores_place_are_refu
 }
 
 #[tokio::test]
+async fn a_store_with_damaged_pages_is_refused_with_the_way_on_by_a_server_and_a_check() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("relay.db");
+    let store = open(&path).await;
+    for key in ["one", "two", "three"] {
+        submit(&store, key, &[7; 10_000]).await;
+    }
+    store.close().await;
+    // The first page says that it is a store; no other one can be read.
+    let mut pages = std::fs::read(&path).unwrap();
+    pages[4096..].fill(0xa5);
+    std::fs::write(&path, pages).unwrap();
+    let opened = try_open(&path, &Clock::system()).await.err().unwrap();
+    let checked = store::check(&path).err().unwrap();
+    for error in [opened, checked] {
+        assert_eq!(error.kind(), BrokerErrorKind::Corrupt, "{error}");
+        assert!(error.detail().contains("`relay store restore"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_copy_from_the_same_opening_is_refused_once_the_store_was_written_a_minute_later() {
     let folder = TempDir::new().unwrap();
     let place = |name: &str| folder.path().join(name);
