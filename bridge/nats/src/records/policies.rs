@@ -366,7 +366,11 @@ fn impossible(stream: &str, difference: &Difference, operation: &'static str) ->
 pub(crate) fn read(config: &Config) -> Result<QueuePolicy, BrokerError> {
     let policy = config.metadata.get(POLICY).map_or(Ok(QueuePolicy::default()), |text| serde_json::from_str(text));
     let policy: QueuePolicy = policy.map_err(|error| {
-        let why = format!("`{POLICY}` in the metadata of stream `{}` is no policy", config.name);
+        let why = format!(
+            "`{POLICY}` in the metadata of stream `{}` is no policy: put back what was there, or take the entry away, which \
+             gives the queue the default policy, and run `relay provision` with the queue's settings",
+            config.name
+        );
         BrokerError::new(BrokerErrorKind::Corrupt, OPERATION, why).with_source(error)
     })?;
     let paused = config.metadata.get(PAUSED).map_or(policy.paused, |paused| paused == "true");
@@ -410,7 +414,9 @@ mod tests {
     fn metadata_that_is_no_policy_is_told_and_not_taken_for_the_default() {
         let mut config = Config { name: "relay-jobs-work".to_owned(), ..Config::default() };
         config.metadata.insert(POLICY.to_owned(), "{".to_owned());
-        assert_eq!(read(&config).unwrap_err().kind(), BrokerErrorKind::Corrupt);
+        let refused = read(&config).unwrap_err();
+        assert_eq!(refused.kind(), BrokerErrorKind::Corrupt);
+        assert!(refused.detail().contains("`relay provision`"), "{refused}");
     }
 
     #[test]

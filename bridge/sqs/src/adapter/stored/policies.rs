@@ -242,7 +242,11 @@ pub(crate) fn check(policy: &QueuePolicy) -> Result<(), BrokerError> {
 
 fn read(item: &Item) -> Result<QueuePolicy, BrokerError> {
     let policy: QueuePolicy = serde_json::from_str(item.need_text("policy")?).map_err(|error| {
-        let why = format!("the policy of queue `{}` is none", item.get_text("sk").unwrap_or("?"));
+        let why = format!(
+            "what is stored as the policy of queue `{}` is none: put back what was there, or remove that item and run \
+             `relay provision` with the queue's settings",
+            item.get_text("sk").unwrap_or("?")
+        );
         BrokerError::new(BrokerErrorKind::Corrupt, "read policy", why).with_source(error)
     })?;
     Ok(QueuePolicy { paused: item.is_set("paused"), ..policy })
