@@ -200,11 +200,14 @@ pub struct RetryPolicy {
     /// The longest wait. Default 5 min.
     #[serde(rename = "cap_ms", with = "millis")]
     pub cap: Duration,
+    /// As in [`QueuePolicy::newer`].
+    #[serde(flatten)]
+    pub newer: BTreeMap<String, serde_json::Value>,
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        Self { base: Duration::from_secs(1), factor: 2.0, cap: Duration::from_secs(300) }
+        Self { base: Duration::from_secs(1), factor: 2.0, cap: Duration::from_secs(300), newer: BTreeMap::new() }
     }
 }
 
@@ -363,7 +366,7 @@ mod tests {
 
     #[test]
     fn settings_of_a_newer_release_survive_a_change() {
-        let text = r#"{"max_attempts":3,"colour":"red","clients":{"shop":{"weight":2,"shade":[1]}}}"#;
+        let text = r#"{"max_attempts":3,"colour":"red","retry":{"factor":3.0,"jitter":"none"},"clients":{"shop":{"weight":2,"shade":[1]}}}"#;
         let stored: QueuePolicy = serde_json::from_str(text).unwrap();
         let changed = QueuePolicy { max_attempts: 4, ..stored };
         let told: QueuePolicy = rmp_serde::from_slice(&rmp_serde::to_vec_named(&changed).unwrap()).unwrap();
@@ -371,6 +374,7 @@ mod tests {
         let written: serde_json::Value = serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap();
         assert_eq!((&written["max_attempts"], &written["colour"]), (&4.into(), &"red".into()));
         assert_eq!(written["clients"]["shop"]["shade"], serde_json::json!([1]));
+        assert_eq!(written["retry"]["jitter"], "none");
     }
 
     #[test]

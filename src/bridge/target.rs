@@ -1,6 +1,7 @@
 //! The broker that jobs go to, as a bridge uses it: a queue's policy remembered for a second, one way to submit, and what
 //! a refusal means.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use relay_bridge::broker::Broker;
@@ -13,7 +14,7 @@ use relay_bridge::policy_cache::PolicyCache;
 
 /// How long to wait for a target that is away or full: 100 ms at first, 5 s at most.
 pub(super) const AWAY: RetryPolicy =
-    RetryPolicy { base: Duration::from_millis(100), factor: 2.0, cap: Duration::from_secs(5) };
+    RetryPolicy { base: Duration::from_millis(100), factor: 2.0, cap: Duration::from_secs(5), newer: BTreeMap::new() };
 /// When what the target refuses until somebody mends it is offered again.
 pub(super) const TO_BE_MENDED: Duration = Duration::from_secs(30);
 

@@ -68,7 +68,7 @@ impl<'a> Stage<'a> {
             job_ttl: lease * span,
             retention: lease * span,
             dead_retention: lease * span * 5,
-            retry: RetryPolicy { base: lease / 4, factor: 2.0, cap: lease * 2 },
+            retry: RetryPolicy { base: lease / 4, cap: lease * 2, ..RetryPolicy::default() },
             ..QueuePolicy::default()
         };
         change(&mut policy);

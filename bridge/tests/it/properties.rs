@@ -232,7 +232,8 @@ proptest! {
         base in 0_u64..100_000_000, factor in 1.0_f64..10.0, cap in 0_u64..100_000_000,
         attempt in any::<u32>(), jitter in 0.0_f64..=1.0,
     ) {
-        let policy = RetryPolicy { base: Duration::from_millis(base), factor, cap: Duration::from_millis(cap) };
+        let (first, longest) = (Duration::from_millis(base), Duration::from_millis(cap));
+        let policy = RetryPolicy { base: first, factor, cap: longest, ..RetryPolicy::default() };
         let wait = policy.backoff(attempt, jitter);
         prop_assert!(wait >= Duration::from_millis(1));
         prop_assert!(wait <= Duration::from_millis(cap.max(1)));
