@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 use crate::admin::sampler::Watched;
 use crate::admin::{self, Admin, Port, collect};
 use crate::audit::Audit;
-use crate::auth::{Authenticator, Presented, WorkerRights};
+use crate::auth::{Authenticator, Presented, Refused, WorkerRights};
 use crate::broker::{Opened, sweep};
 use crate::ingress::tcp::client::{ClientLimits, Clients};
 use crate::ingress::{http, nats, tcp};
@@ -396,7 +396,7 @@ impl tcp::WorkerAuth for Authenticator {
         worker: &'a WorkerId,
         key: Option<&'a str>,
         presented: Presented<'a>,
-    ) -> BoxFuture<'a, Result<tcp::WorkerGrant, String>> {
+    ) -> BoxFuture<'a, Result<tcp::WorkerGrant, Refused>> {
         Box::pin(async move {
             let WorkerRights { key, queues, credential } = self.authorize_worker(worker, key, presented).await?;
             Ok(tcp::WorkerGrant { key, queues, credential })

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
-use relay::auth::Authenticator;
-use relay::auth::Presented;
+use relay::auth::{Authenticator, Presented, Refused};
 use relay::ingress::http::{Ingress, Limits, serve};
 use relay::ingress::tcp::{WorkerAuth, WorkerGrant, serve_workers};
 use relay_bridge::broker::Broker;
@@ -194,7 +193,7 @@ pub(crate) async fn serve_tcp(url: &str) {
             _: &'a WorkerId,
             _: Option<&'a str>,
             _: Presented<'a>,
-        ) -> BoxFuture<'a, Result<WorkerGrant, String>> {
+        ) -> BoxFuture<'a, Result<WorkerGrant, Refused>> {
             Box::pin(std::future::ready(Ok(WorkerGrant::default())))
         }
     }

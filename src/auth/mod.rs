@@ -363,21 +363,21 @@ impl Authenticator {
     /// worker in, and asks for nothing.
     ///
     /// # Errors
-    /// The text to tell the worker: no credentials, unknown ones, or a client's.
+    /// [`Refused`]: no credentials, unknown ones, or a client's; or relay can't tell now.
     pub async fn authorize_worker(
         &self,
         worker: &WorkerId,
         key: Option<&str>,
         presented: Presented<'_>,
-    ) -> Result<WorkerRights, String> {
+    ) -> Result<WorkerRights, Refused> {
         let Mode::Files(known) = &self.0 else {
             return Ok(WorkerRights::default());
         };
         if key.is_none() && presented.certificate.is_none() {
-            return Err(format!("worker {worker} has no key: give it one of role worker"));
+            let detail = format!("worker {worker} has no key: give it one of role worker");
+            return Err(Refused::Unauthenticated(detail));
         }
-        let Admitted { grant, credential, .. } =
-            known.admit(Role::Worker, key, presented).await.map_err(|refused| refused.to_string())?;
+        let Admitted { grant, credential, .. } = known.admit(Role::Worker, key, presented).await?;
         Ok(WorkerRights { key: Some(grant.name), queues: grant.queues, credential })
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use relay::auth::Presented;
+use relay::auth::{Presented, Refused};
 use relay::ingress::tcp::{WorkerAuth, WorkerGrant, serve_workers};
 use relay_bridge::broker::Broker;
 use relay_bridge::clock::Clock;
@@ -46,7 +46,7 @@ impl WorkerAuth for Anyone {
         _: &'a WorkerId,
         _: Option<&'a str>,
         _: Presented<'a>,
-    ) -> BoxFuture<'a, Result<WorkerGrant, String>> {
+    ) -> BoxFuture<'a, Result<WorkerGrant, Refused>> {
         Box::pin(std::future::ready(Ok(WorkerGrant::default())))
     }
 }

@@ -5,6 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use jsonwebtoken::jwk::Jwk;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use relay_bridge::clock::Clock;
+use serde_json::json;
+
 use crate::cli_support::{Running, code, relay, run, run_with, stderr, stdout};
 use crate::tls_support::{Authority, Files, Identity};
 
@@ -151,6 +156,39 @@ fn a_worker_is_let_in_by_its_certificate_alone_and_another_one_or_none_is_refuse
     cluster.identity(&authority.signs(&["spiffe://a.example/other"], 2));
     let output = cluster.worker(&shown).output().unwrap();
     assert_eq!(code(&output), 2, "{}", stderr(&output));
+    cluster.server.stop();
+}
+
+#[test]
+fn a_worker_whose_issuer_can_not_be_asked_waits_and_works_once_the_issuers_keys_are_there() {
+    const ISSUER: &str = "https://issuer.example";
+    let files = Files::new();
+    let identity = |keys: &str| {
+        format!(
+            "[[worker]]\nname = \"gpu\"\nany = [[{{ jwt = {{ issuer = \"{ISSUER}\", subject = \"gpu\" }} }}]]\n[[issuer]]\nurl = \
+             \"{ISSUER}\"\naudience = \"relay\"\nalgorithms = [\"ES256\"]\n{keys}\n"
+        )
+    };
+    // Nothing of this machine is asked, so that this one never answers.
+    files.write("clients.toml", &identity("jwks_url = \"https://127.0.0.1:1/keys\""));
+    let cluster = Cluster::with(files, "clients = \"clients.toml\"", &[]);
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let key = EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).unwrap();
+    let now = Clock::system().now().as_millis() / 1_000;
+    let claims = json!({ "iss": ISSUER, "sub": "gpu", "aud": "relay", "iat": now, "exp": now + 600 });
+    let token = encode(&Header::new(Algorithm::ES256), &claims, &key).unwrap();
+
+    let mut worker = cluster.worker(&["--key", &token]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(worker.stderr.take().unwrap()).lines();
+    let said = lines.map_while(Result::ok).find(|line| line.contains("the keys of issuer"));
+    assert!(said.as_ref().is_some_and(|line| line.contains("waiting for it")), "{said:?}");
+
+    let set = json!({ "keys": [Jwk::from_encoding_key(&key, Algorithm::ES256).unwrap()] });
+    cluster.files.write("jwks.json", &set.to_string());
+    cluster.files.write("clients.toml", &identity("file = \"jwks.json\""));
+    assert_eq!(cluster.submit("by token"), "BY TOKEN");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
     cluster.server.stop();
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
-use relay::auth::Presented;
+use relay::auth::{Presented, Refused};
 use relay::ingress::tcp::{WorkerAuth, WorkerGrant, WorkerLimits, WorkerListener};
 use relay_bridge::contract::wire::{FRAME_MAX, FromServer, FromWorker, Hello, Request, Response, Role, WireError};
 use relay_bridge::contract::{Failure, result::End};
@@ -160,12 +160,12 @@ impl WorkerAuth for OneKey {
         _: &'a WorkerId,
         key: Option<&'a str>,
         _: Presented<'a>,
-    ) -> BoxFuture<'a, Result<WorkerGrant, String>> {
+    ) -> BoxFuture<'a, Result<WorkerGrant, Refused>> {
         let queues = Some(vec!["work".parse().unwrap(), "missing".parse().unwrap()]);
         let granted = if key == Some("k.secret") {
             Ok(WorkerGrant { queues, ..WorkerGrant::default() })
         } else {
-            Err("the key is not known".to_owned())
+            Err(Refused::Unauthenticated("the key is not known".to_owned()))
         };
         Box::pin(std::future::ready(granted))
     }

@@ -9,9 +9,11 @@ use relay_remote::stream::FrameReader;
 use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
+use super::client::answers;
 use super::first::{self, Refused};
 use super::{WorkerGrant, WorkerListener, audited};
-use crate::auth::Presented;
+use crate::auth::{Presented, Refused as Refusal};
+use crate::ingress::grants;
 
 /// The terms on which a connection was admitted.
 pub(super) struct Admitted {
@@ -56,9 +58,13 @@ async fn judge(server: &WorkerListener, hello: Hello, presented: Presented<'_>) 
     let grant = server.auth.authorize(&hello.worker, hello.key.as_deref(), presented).await;
     let shown = first::shown(hello.key.as_deref(), presented.certificate.is_some());
     server.authentications.add(shown, grant.is_ok());
-    let grant = grant.map_err(|why| {
-        audited::refused(server, &presented, shown, &why);
-        WireError::new(Kind::Unauthorized, why).with_slug("unauthenticated")
+    let grant = grant.map_err(|refused| match refused {
+        // Relay can't tell now who it is: the worker comes again by itself.
+        Refusal::TooMany { .. } | Refusal::Unavailable(_) => answers::error(&grants::not_let_in(refused).0),
+        Refusal::Unauthenticated(why) | Refusal::Forbidden(why) | Refusal::Malformed(why) => {
+            audited::refused(server, &presented, shown, &why);
+            WireError::new(Kind::Unauthorized, why).with_slug("unauthenticated")
+        }
     })?;
     if hello.frame_max < FRAME_MAX_LEAST {
         let detail = format!("`frame_max` is {}, it has to be {FRAME_MAX_LEAST} at least", hello.frame_max);

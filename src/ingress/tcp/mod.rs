@@ -48,8 +48,8 @@ use super::authentications::Authentications;
 use super::front::Arrivals;
 use super::strangers::Strangers;
 use crate::audit::Audit;
-use crate::auth::Presented;
 use crate::auth::credential::Credential;
+use crate::auth::{Presented, Refused};
 
 pub use leaving::Leaving;
 
@@ -64,7 +64,7 @@ pub trait WorkerAuth: Send + Sync {
         worker: &'a WorkerId,
         key: Option<&'a str>,
         presented: Presented<'a>,
-    ) -> BoxFuture<'a, Result<WorkerGrant, String>>;
+    ) -> BoxFuture<'a, Result<WorkerGrant, Refused>>;
 }
 
 /// The rights of a worker on its connection.

@@ -94,7 +94,7 @@ pub(super) fn problem(id: u64, problem: Problem) -> ToClient {
 }
 
 /// The refusal of a connection.
-pub(super) fn error(problem: &Problem) -> WireError {
+pub(in crate::ingress::tcp) fn error(problem: &Problem) -> WireError {
     let kind = match problem.status {
         401 | 403 => Kind::Unauthorized,
         408 => Kind::Unavailable,

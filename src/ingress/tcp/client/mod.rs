@@ -16,7 +16,7 @@
 //! - `answers`: jobs, results and problems as messages.
 //! - `audited`: the lines of the audit.
 
-mod answers;
+pub(super) mod answers;
 mod audited;
 mod follow;
 mod hello;
