@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use http::Method;
-use relay_bridge::contract::{JobId, QueueName, Timestamp};
+use percent_encoding::percent_decode_str;
+use relay_bridge::contract::{IdempotencyKey, JobId, QueueName, Timestamp};
 use serde::{Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
@@ -263,13 +264,16 @@ impl Record {
         }
     }
 
-    /// The same with the queue and the job that a path names, as far as they are names: a path may hold anything.
+    /// The same with the queue and the job that a path names, as far as they are names: a path may hold anything. They are read as the
+    /// router reads them, so that nobody hides a job by another spelling of its id.
     #[must_use]
     pub fn about(mut self, path: &str) -> Self {
-        let parts: Vec<&str> = path.split('/').skip(1).take(4).collect();
-        match parts[..] {
-            ["v1", "queues", queue, ..] => self.queue = queue.parse().ok(),
-            ["v1", "jobs" | "dead", job, ..] => self.job = job.parse().ok(),
+        let parts: Vec<_> = path.split('/').skip(1).take(3).collect();
+        let [version, of, name] = parts[..] else { return self };
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        match (version, of) {
+            ("v1", "queues") => self.queue = name.parse().ok(),
+            ("v1", "jobs" | "dead") => self.job = name.parse().ok(),
             _ => {}
         }
         self
@@ -280,6 +284,13 @@ impl Record {
 #[must_use]
 pub fn key_hash(key: &[u8]) -> String {
     Sha256::digest(key)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same of a header's value, which may have its key in quotes.
+#[must_use]
+pub fn header_key_hash(value: &[u8]) -> String {
+    let key = std::str::from_utf8(value).ok().and_then(|value| IdempotencyKey::from_header(value).ok());
+    key_hash(key.as_ref().map_or(value, |key| key.as_str().as_bytes()))
 }
 
 #[cfg(test)]
@@ -311,6 +322,9 @@ mod tests {
     fn a_line_has_no_text_of_a_path_that_is_no_name() {
         let record = |path| Record::new(Timestamp::from_millis(0), Door::Http, Action::Read).about(path);
         assert_eq!(record("/v1/queues/a/jobs").queue, "a".parse().ok());
+        assert_eq!(record("/v1/queues/%61/jobs").queue, "a".parse().ok());
+        let id = "0195f1a2-0000-8000-8000-000000000000";
+        assert_eq!(record("/v1/jobs/%30195f1a2-0000-8000-8000-000000000000").job, id.parse().ok());
         for path in ["/v1/queues/%0A{\"who\":1}/jobs", "/v1/jobs/../../x", "/v1/jobs", "", "*"] {
             let line = serde_json::to_string(&record(path)).unwrap();
             let bare = r#"{"time":"1970-01-01T00:00:00.000Z","door":"http","action":"read","outcome":"unknown"}"#;
@@ -321,5 +335,8 @@ mod tests {
     #[test]
     fn the_hash_of_a_key_is_the_beginning_of_its_sha_256() {
         assert_eq!(key_hash(b"abc"), "ba7816bf8f01cfea");
+        for value in [&b"abc"[..], b"\"abc\"", b" abc "] {
+            assert_eq!(header_key_hash(value), "ba7816bf8f01cfea");
+        }
     }
 }

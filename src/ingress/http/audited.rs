@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use axum::response::Response;
 use http::header::{ACCEPT, LOCATION};
 use http::request::Parts;
-use relay_bridge::contract::ClientId;
+use http::{HeaderValue, Uri};
 
 use super::Ingress;
 use super::answer::Refusal;
 use super::connection::Connection;
 use crate::api::{Slug, header};
-use crate::audit::record::{Action, Door, Record, key_hash};
+use crate::audit::record::{Action, Door, Record, header_key_hash};
 use crate::audit::{Audit, Line};
 use crate::auth::Caller;
 use crate::ingress::proxy::header::EndpointId;
@@ -27,8 +27,32 @@ pub(super) struct Entries {
 #[derive(Default)]
 pub(super) struct Audited {
     line: Option<Line>,
-    /// The caller and its action, where a refusal is all that would be written.
-    asked: Option<(ClientId, Action)>,
+    /// Where a refusal is all that would be written.
+    asked: Option<Asked>,
+}
+
+/// The caller of a request, and what it asked for.
+struct Asked {
+    caller: Caller,
+    action: Action,
+    uri: Uri,
+    key: Option<HeaderValue>,
+}
+
+impl Asked {
+    fn record(&self, connection: &Connection, record: Record) -> Record {
+        let (endpoint, source) = origin(connection);
+        Record {
+            action: self.action,
+            who: Some(self.caller.client.to_string()),
+            method: Some(self.caller.method()),
+            credential: self.caller.credential_names(),
+            endpoint,
+            source,
+            key_hash: self.key.as_ref().map(|key| header_key_hash(key.as_bytes())),
+            ..record.about(self.uri.path())
+        }
+    }
 }
 
 impl Audited {
@@ -47,22 +71,16 @@ impl Audited {
         let accept =
             || parts.headers.get(ACCEPT).is_some_and(|accept| accept.as_bytes().starts_with(b"text/event-stream"));
         let action = Action::of_client(&parts.method, path, path == "/v1/results" && accept());
-        self.asked = Some((caller.client.clone(), action));
+        let key = parts.headers.get(header::IDEMPOTENCY_KEY).cloned();
+        let asked = Asked { caller: caller.clone(), action, uri: parts.uri.clone(), key };
         let line = audit.begin(Door::Http, action).map_err(|full| Refusal::new(Slug::Overloaded, full.to_string()))?;
-        let Some(mut line) = line else { return Ok(()) };
-        line.set(|record| {
-            let (endpoint, source) = origin(connection);
-            *record = Record {
-                who: Some(caller.client.to_string()),
-                method: Some(caller.method()),
-                credential: caller.credential_names(),
-                endpoint,
-                source,
-                key_hash: parts.headers.get(header::IDEMPOTENCY_KEY).map(|key| key_hash(key.as_bytes())),
-                ..record.clone().about(path)
-            };
-        });
-        self.line = Some(line);
+        match line {
+            Some(mut line) => {
+                line.set(|record| *record = asked.record(connection, record.clone()));
+                self.line = Some(line);
+            }
+            None => self.asked = Some(asked),
+        }
         Ok(())
     }
 
@@ -80,18 +98,11 @@ impl Audited {
                 }
             });
             line.end(response.status().as_u16(), slug);
-        } else if let (Some(audit), Some((who, action)), Some(Slug::Forbidden)) =
-            (ingress.audit.get(), self.asked, slug)
-        {
-            let (endpoint, source) = origin(connection);
+        } else if let (Some(audit), Some(asked), Some(Slug::Forbidden)) = (ingress.audit.get(), self.asked, slug) {
             let request_id = Some(request_id.to_owned());
             audit.refused(Door::Http, Slug::Forbidden, |record| Record {
-                action,
-                who: Some(who.to_string()),
-                endpoint,
-                source,
                 request_id,
-                ..record
+                ..asked.record(connection, record)
             });
         }
     }

@@ -20,7 +20,7 @@ use super::subject::{self, Address, Endpoint};
 use super::wait::{self, Wait, Waiting};
 use super::{jobs, request, results};
 use crate::api::{Problem, Slug, header};
-use crate::audit::record::key_hash;
+use crate::audit::record::header_key_hash;
 use crate::ingress::budget::{Full, Share};
 use crate::ingress::clients::Owner;
 use crate::ingress::headers::{check_relay_headers, trace_id};
@@ -112,7 +112,7 @@ impl Visit {
         Span::current().record("trace_id", trace_id(&asked.headers));
         self.desk.begin(id, &asked.client, |record| {
             record.queue.clone_from(&asked.queue);
-            record.key_hash = asked.headers.get(header::IDEMPOTENCY_KEY).map(|key| key_hash(key.as_bytes()));
+            record.key_hash = asked.headers.get(header::IDEMPOTENCY_KEY).map(|key| header_key_hash(key.as_bytes()));
             if self.desk.endpoint != Endpoint::Submit {
                 record.job = request::job_id(&asked.body).ok();
             }
