@@ -210,7 +210,7 @@ fn text(key: &str, value: &Value) -> String {
     if *value == Value::List(Vec::new()) {
         return "all".to_owned();
     }
-    let bytes = policy::row(key).is_some_and(|setting| setting.kind == Kind::Size);
+    let bytes = policy::row(key).is_some_and(|setting| matches!(setting.kind, Kind::Size(_)));
     if bytes { format!("{value}B") } else { value.to_string() }
 }
 

@@ -142,7 +142,7 @@ fn policy_argument(setting: &'static PolicySetting, flag: &'static str) -> Arg {
     let help = format!("{} [new queues: {}]", setting.help.trim_end_matches('.'), setting.default);
     let argument = Arg::new(setting.key).long(flag).help(help).help_heading("Queues").value_name(match setting.kind {
         Kind::Duration(_) => "DURATION",
-        Kind::Size | Kind::SomeSize | Kind::SizeOrNone => "SIZE",
+        Kind::Size(_) | Kind::SizeOrNone => "SIZE",
         Kind::Flag => "BOOL",
         _ => "N",
     });

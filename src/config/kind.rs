@@ -19,10 +19,8 @@ pub(crate) enum Kind {
     Address,
     /// A span with its unit: at least this many milliseconds.
     Duration(u64),
-    /// A number of bytes with its unit.
-    Size,
-    /// The same, at least one.
-    SomeSize,
+    /// A number of bytes with its unit, at least so many.
+    Size(u64),
     /// A number of bytes with its unit, or `none`.
     SizeOrNone,
     /// `true` or `false`.
@@ -134,7 +132,7 @@ impl Kind {
             (Self::Duration(_), DeValue::Integer(_)) => {
                 Err(Unfit::new(format!("`{shown}` has no unit"), format!("write \"{shown}s\" for seconds")))
             }
-            (Self::Size | Self::SomeSize | Self::SizeOrNone, DeValue::Integer(_)) => Err(Unfit::new(
+            (Self::Size(_) | Self::SizeOrNone, DeValue::Integer(_)) => Err(Unfit::new(
                 format!("`{shown}` has no unit"),
                 format!("write \"{shown}B\" for bytes, or \"{shown}KiB\""),
             )),
@@ -258,10 +256,10 @@ impl Kind {
                 Ok(Value::Duration(duration))
             }
             Self::SizeOrNone if text == NONE => Ok(Value::Text(NONE.to_owned())),
-            Self::Size | Self::SomeSize | Self::SizeOrNone => {
+            Self::Size(_) | Self::SizeOrNone => {
                 let size =
                     values::size(text).map_err(|error| Unfit::new(error, "write \"512B\", \"256KiB\" or \"1MiB\""))?;
-                if size == 0 && self == Self::SomeSize {
+                if matches!(self, Self::Size(min) if size < min) {
                     let fix = "leave it out for the default, or write a size such as \"64MiB\"";
                     return Err(Unfit::new(format!("`{shown}` is too little: nothing would get through"), fix));
                 }
@@ -328,7 +326,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Address => f.write_str("an address"),
             Self::Duration(_) => f.write_str("a duration"),
-            Self::Size | Self::SomeSize => f.write_str("a size"),
+            Self::Size(_) => f.write_str("a size"),
             Self::SizeOrNone => write!(f, "a size, or `{NONE}`"),
             Self::Flag => f.write_str("true or false"),
             Self::Count(min, max) => write!(f, "a number {}", between(*min, *max)),

@@ -155,11 +155,8 @@ impl Merged {
             ValueKind::Array(texts) => texts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             _ => value.to_string(),
         };
-        let unit = if settings::of(key).is_some_and(|setting| matches!(setting.kind, Kind::Size | Kind::SomeSize)) {
-            "B"
-        } else {
-            ""
-        };
+        let unit =
+            if settings::of(key).is_some_and(|setting| matches!(setting.kind, Kind::Size(_))) { "B" } else { "" };
         Some(Held { value: format!("{text}{unit}"), origin: value.origin().map(ToOwned::to_owned) })
     }
 
@@ -193,7 +190,7 @@ mod tests {
             let text = match setting.kind {
                 Kind::Address => "127.0.0.1:7",
                 Kind::Duration(_) => "90s",
-                Kind::Size | Kind::SomeSize => "3MiB",
+                Kind::Size(_) => "3MiB",
                 Kind::Flag => "true",
                 Kind::Count(..) => "5",
                 Kind::Choice(words) => words[1].0,
@@ -207,7 +204,7 @@ mod tests {
             assert_eq!(held.origin.as_deref(), Some("somewhere:7"), "{}", setting.key);
             assert_eq!(
                 held.value,
-                if matches!(setting.kind, Kind::Size | Kind::SomeSize) { "3145728B" } else { text },
+                if matches!(setting.kind, Kind::Size(_)) { "3145728B" } else { text },
                 "{}",
                 setting.key
             );

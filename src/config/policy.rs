@@ -71,7 +71,7 @@ impl PolicySetting {
     /// A value of it for people: sizes are rounded, and an empty list is everything.
     pub(crate) fn show(&self, value: &Value) -> String {
         match (self.kind, value) {
-            (Kind::Size | Kind::SizeOrNone, Value::Number(bytes)) => show_size(*bytes),
+            (Kind::Size(_) | Kind::SizeOrNone, Value::Number(bytes)) => show_size(*bytes),
             (_, Value::List(texts)) if texts.is_empty() => "all".to_owned(),
             (_, Value::List(texts)) => texts.join(", "),
             (_, Value::Number(number)) if *number == u64::from(u32::MAX) => "no limit".to_owned(),
@@ -206,7 +206,7 @@ pub(crate) const POLICY: &[PolicySetting] = &[
     ),
     queue(
         "payload_max",
-        Kind::Size,
+        Kind::Size(0),
         "256KiB",
         |policy| Value::Number(policy.payload_max),
         |policy, value| policy.payload_max = value.number(),
@@ -215,7 +215,7 @@ pub(crate) const POLICY: &[PolicySetting] = &[
     .flag("payload-max"),
     queue(
         "result_max",
-        Kind::Size,
+        Kind::Size(0),
         "256KiB",
         |policy| Value::Number(policy.result_max),
         |policy, value| policy.result_max = value.number(),
@@ -327,7 +327,7 @@ mod tests {
                 policy
             };
             let quoted = |text: &str| match setting.kind {
-                Kind::Duration(_) | Kind::Size | Kind::SizeOrNone | Kind::Rate => format!("\"{text}\""),
+                Kind::Duration(_) | Kind::Size(_) | Kind::SizeOrNone | Kind::Rate => format!("\"{text}\""),
                 _ => text.to_owned(),
             };
             assert_eq!(with(&quoted(setting.default)), QueuePolicy::default(), "{}", setting.key);

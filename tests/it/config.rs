@@ -13,7 +13,8 @@ use relay_embedded::{Embedded, EmbeddedConfig};
 use serde_json::Value;
 use tempfile::tempdir;
 
-fn check(text: &str) -> (i32, String) {
+/// What `relay config check` says of a file with this text, and its exit code.
+pub(crate) fn check(text: &str) -> (i32, String) {
     let dir = tempdir().unwrap();
     let file = dir.path().join("relay.toml");
     fs::write(&file, text).unwrap();

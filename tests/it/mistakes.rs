@@ -6,19 +6,10 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::cli_support::{Running, code, relay, run, stderr, stdout};
+use crate::config::check;
 use crate::tls_support::Authority;
 use nix::sys::signal::Signal;
 use tempfile::tempdir;
-
-/// What `relay config check` says of a file with this text, and its exit code.
-fn check(text: &str) -> (i32, String) {
-    let dir = tempdir().unwrap();
-    let file = dir.path().join("relay.toml");
-    fs::write(&file, text).unwrap();
-    let output = run(["config", "check", file.to_str().unwrap()]);
-    let said = stderr(&output).replace(&format!("{}/", dir.path().display()), "");
-    (code(&output), said)
-}
 
 #[test]
 fn one_port_for_two_listeners_is_a_mistake() {

@@ -102,9 +102,9 @@ table! {
         /// A tag that servers must have which hold them; repeat it for more
         placement_tags: Vec<String> = value("nats-placement-tag", "RELAY_NATS_PLACEMENT_TAG", "TAG", Kind::List);
         /// Bytes that all jobs may take; at 90 % new ones are refused [default: what the account may store]
-        jobs_max: Option<u64> = value("nats-jobs-max", "RELAY_NATS_JOBS_MAX", "SIZE", Kind::Size);
+        jobs_max: Option<u64> = value("nats-jobs-max", "RELAY_NATS_JOBS_MAX", "SIZE", Kind::Size(0));
         /// The same for results and dead letters
-        results_max: Option<u64> = value("nats-results-max", "RELAY_NATS_RESULTS_MAX", "SIZE", Kind::Size);
+        results_max: Option<u64> = value("nats-results-max", "RELAY_NATS_RESULTS_MAX", "SIZE", Kind::Size(0));
     }
 }
 

@@ -50,7 +50,7 @@ table! {
         /// Bytes that workers' connections may hold together, beside 64 KiB of each: frames on their way in, requests that are not
         /// answered, and jobs that are not written. Those under one key have half of them at most; a frame waits 10 s for
         /// its bytes. At least twice 17 MiB is of use
-        worker_bytes: u64 = value("worker-bytes", "RELAY_WORKER_BYTES", "SIZE", Kind::SomeSize).or("64MiB");
+        worker_bytes: u64 = value("worker-bytes", "RELAY_WORKER_BYTES", "SIZE", Kind::Size(1)).or("64MiB");
         /// Serve clients on these NATS servers, as the micro service `relay`: nats://HOST[:PORT] or tls://HOST[:PORT]. With
         /// --nats they are served on its servers anyway. Credentials and TLS are the --nats-* flags'; NATS permissions
         /// tell clients apart: see `relay nats permissions`
@@ -85,13 +85,13 @@ table! {
     /// Bounds on what clients together, and each of them, may hold of a server. Memory follows from them: see `docs/security.md`.
     "limits", Some("Limits"), Bounds {
         /// Bytes of requests' bodies in flight; more are answered 503. A body counts with its whole length once 64 KiB of it came
-        body_bytes: u64 = value("body-bytes", "RELAY_BODY_BYTES", "SIZE", Kind::SomeSize).or("64MiB");
+        body_bytes: u64 = value("body-bytes", "RELAY_BODY_BYTES", "SIZE", Kind::Size(1)).or("64MiB");
         /// Bytes of answers that are being read from the broker or not yet taken by their readers, one half of it for streams of
         /// events; more wait, streams for as long as they last, and other answers 2 s until they are 503
-        answer_bytes: u64 = value("answer-bytes", "RELAY_ANSWER_BYTES", "SIZE", Kind::SomeSize).or("64MiB");
+        answer_bytes: u64 = value("answer-bytes", "RELAY_ANSWER_BYTES", "SIZE", Kind::Size(1)).or("64MiB");
         /// Bytes a second in which a body must come on average, from 5 s after its head; slower ones are answered 408. A frame of
         /// more than 64 KiB over TCP too, from when there is room for it
-        body_rate: u64 = value("body-rate", "RELAY_BODY_RATE", "SIZE", Kind::SomeSize).or("16KiB");
+        body_rate: u64 = value("body-rate", "RELAY_BODY_RATE", "SIZE", Kind::Size(1)).or("16KiB");
         /// Requests in flight over HTTP, waits and unread answers included; more are answered 503
         requests: u32 = value("requests", "RELAY_REQUESTS", "N", Kind::Count(1, 1_000_000)).or("10000");
         /// Connections of clients; more close the one that has been idle for longest, or wait [default: 10000 and one for each
@@ -131,7 +131,7 @@ table! {
         memory: bool = switch("memory", "RELAY_MEMORY");
         /// Room on the disk of --data that no new job takes, at most an eighth of the disk: with less, submissions and reruns
         /// are answered `overloaded`, while jobs can be finished, cancelled, erased and removed. 0B is none
-        disk_reserve: u64 = value("disk-reserve", "RELAY_DISK_RESERVE", "SIZE", Kind::Size).or("64MiB");
+        disk_reserve: u64 = value("disk-reserve", "RELAY_DISK_RESERVE", "SIZE", Kind::Size(0)).or("64MiB");
     }
 }
 

@@ -20,7 +20,7 @@ use relay_nats::connection::Wait;
 use relay_nats::{Nats, Settings, StreamSettings};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 /// One cluster at a time: three servers each.
 pub(crate) static CLUSTERS: Mutex<()> = Mutex::const_new(());
@@ -53,17 +53,11 @@ impl Stage {
         let nats = Nats::connect(config, Wait::AtMost(PATIENCE), settings).await.unwrap();
         let (broker, queue): (_, QueueName) = (nats.broker(), "work".parse().unwrap());
         // On a busy machine a node of a new cluster may take another one for gone, or answer late.
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let seen = broker.policies.policy(&queue).await.unwrap();
-            match broker.policies.put_policy(&queue, &policy, seen.as_ref()).await {
-                Ok(()) => break,
-                Err(late) if is_passing(&late) && Instant::now() < deadline => {
-                    sleep(AGAIN_AFTER).await;
-                }
-                Err(error) => panic!("{error}"),
-            }
-        }
+        let put = || async {
+            let seen = broker.policies.policy(&queue).await?;
+            broker.policies.put_policy(&queue, &policy, seen.as_ref()).await
+        };
+        insist(put).await.unwrap();
         Self { broker, queue, policy, clock: Clock::system() }
     }
 
@@ -84,7 +78,7 @@ impl Stage {
 
     /// Submits as a client does: again with the same key until it is answered.
     pub(crate) async fn submit(&self, client: &str, key: &str) -> Enqueued {
-        self.insist(|| self.broker.jobs.enqueue(self.job(client, key))).await.unwrap()
+        insist(|| self.broker.jobs.enqueue(self.job(client, key))).await.unwrap()
     }
 
     /// Submits many, some at once. Their jobs, in the order of their numbers.
@@ -100,7 +94,7 @@ impl Stage {
             max: max.try_into().unwrap(),
             wait,
         };
-        self.insist(|| self.broker.leasing.lease(&request)).await.unwrap()
+        insist(|| self.broker.leasing.lease(&request)).await.unwrap()
     }
 
     pub(crate) fn success(&self, delivery: &Delivery, payload: impl Into<Bytes>) -> JobResult {
@@ -117,11 +111,11 @@ impl Stage {
 
     pub(crate) async fn record(&self, delivery: &Delivery, payload: impl Into<Bytes>) -> Recorded {
         let result = self.success(delivery, payload);
-        self.insist(|| self.broker.leasing.record(&result)).await.unwrap()
+        insist(|| self.broker.leasing.record(&result)).await.unwrap()
     }
 
     pub(crate) async fn settle(&self, delivery: &Delivery) {
-        let settled = self.insist(|| self.broker.leasing.settle(&delivery.receipt, &Settlement::Complete)).await;
+        let settled = insist(|| self.broker.leasing.settle(&delivery.receipt, &Settlement::Complete)).await;
         if let Err(error) = settled {
             assert_eq!(error.kind(), BrokerErrorKind::LeaseLost, "{error}");
         }
@@ -164,8 +158,7 @@ impl Stage {
     pub(crate) async fn read(&self, client: &str, start: Start) -> (Vec<Finished>, Cursor) {
         let (client, mut start, mut read) = (client.parse().unwrap(), start, Vec::new());
         loop {
-            let page = self
-                .insist(|| self.broker.results.page(&client, &start, &ResultFilter::ALL, 100, Duration::ZERO))
+            let page = insist(|| self.broker.results.page(&client, &start, &ResultFilter::ALL, 100, Duration::ZERO))
                 .await
                 .unwrap();
             assert_eq!(page.reset, None);
@@ -176,22 +169,22 @@ impl Stage {
             start = Start::After(page.next);
         }
     }
+}
 
-    /// The answer, once the broker gives one that is not about itself.
-    async fn insist<T, C>(&self, call: impl Fn() -> C) -> Result<T, BrokerError>
-    where
-        C: Future<Output = Result<T, BrokerError>>,
-    {
-        let answered = async {
-            loop {
-                match call().await {
-                    Err(error) if is_passing(&error) => sleep(AGAIN_AFTER).await,
-                    answer => return answer,
-                }
+/// The answer, once the broker gives one that is not about itself.
+async fn insist<T, C>(call: impl Fn() -> C) -> Result<T, BrokerError>
+where
+    C: Future<Output = Result<T, BrokerError>>,
+{
+    let answered = async {
+        loop {
+            match call().await {
+                Err(error) if is_passing(&error) => sleep(AGAIN_AFTER).await,
+                answer => return answer,
             }
-        };
-        tokio::time::timeout(PATIENCE * 2, answered).await.expect("NATS answers again")
-    }
+        }
+    };
+    tokio::time::timeout(PATIENCE * 2, answered).await.expect("NATS answers again")
 }
 
 pub(crate) fn is_passing(error: &BrokerError) -> bool {
